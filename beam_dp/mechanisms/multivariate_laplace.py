@@ -1,0 +1,89 @@
+"""Multivariate Laplace noise on a word's vector, projected back to the vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from beam_dp.errors import require_positive
+from beam_dp.guarantees import MetricGuarantee
+from beam_dp.mechanisms.base import Floats, WordIds, WordSpace
+
+# Rows of one GEMM: 64 reach half of the speed of 512, and the noise of 512 rows still lies in cache.
+BLOCK_ROWS = 512
+
+# Beyond this radius float32 scores overflow; the direction alone decides the projection long before.
+_MAX_RADIUS = 1e18
+
+
+def multivariate_laplace_noise(n: int, dimension: int, epsilon: float, rng: np.random.Generator) -> Floats:
+    """n noise vectors of density proportional to ``exp(-epsilon * |z|)`` on R^dimension: (n, dimension) float32.
+
+    In polar coordinates that density is a uniform direction (a normalised Gaussian vector) times an
+    independent radius of law Gamma(shape=dimension, scale=1/epsilon) (Feyisetan et al. 2020, section 3.4;
+    Wu et al. 2017, appendix E).
+    """
+    noise = rng.standard_normal((n, dimension), dtype=np.float32)
+    radius = rng.standard_gamma(dimension, n) / epsilon
+    norm = np.sqrt(np.einsum("ij,ij->i", noise, noise, dtype=np.float64))
+    noise *= np.minimum(radius / norm, _MAX_RADIUS).astype(np.float32)[:, None]
+    return noise
+
+
+@dataclass(frozen=True)
+class MultivariateLaplace:
+    """M(w) = the vocabulary word nearest to v(w) + Z, with Z of density proportional to exp(-epsilon * |z|).
+
+    Claim: for all words w, w' and every set S of words,
+    ``P[M(w) in S] <= exp(epsilon * |v(w) - v(w')|) * P[M(w') in S]``, |.| Euclidean; delta = 0.
+
+    Proof sketch: the density of v(w) + Z at z is c * exp(-epsilon * |z - v(w)|), with c the same for every w. By
+    the triangle inequality the densities of w and w' at one z differ by a factor of at most
+    exp(epsilon * |v(w) - v(w')|), and so do the probabilities of any set of z. The projection sees z alone, never w:
+    post-processing. So the claim holds for *any* projection, approximate search included (which costs utility
+    only), and needs no factor one half, since nothing is normalised per word.
+
+    The proof is in real numbers. The sum is rounded to float32; the noisy vector itself never leaves the
+    worker, only the nearest word does.
+
+    Source: Feyisetan, Balle, Drake, Diethe, "Privacy- and Utility-Preserving Textual Analysis via Calibrated
+    Multivariate Perturbations", WSDM 2020, algorithm 1.
+
+    Attributes:
+        epsilon: in units of 1/distance, finite and above 0.
+    """
+
+    epsilon: float
+    name: ClassVar[str] = "multivariate_laplace"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epsilon", require_positive("epsilon", self.epsilon))
+
+    def guarantee(self, space: WordSpace) -> MetricGuarantee:
+        """(epsilon, 0) in the metric of ``space``, by the proof above."""
+        return MetricGuarantee(epsilon=self.epsilon, metric=space.metric, index_digest=space.digest)
+
+    def bind(self, space: WordSpace) -> BoundMultivariateLaplace:
+        """The mechanism on the vectors of ``space``."""
+        return BoundMultivariateLaplace(self.epsilon, space)
+
+
+class BoundMultivariateLaplace:
+    """`MultivariateLaplace` on one space."""
+
+    def __init__(self, epsilon: float, space: WordSpace) -> None:
+        self._epsilon = epsilon
+        self._space = space
+
+    def sample(self, ids: WordIds, rng: np.random.Generator) -> WordIds:
+        """See `beam_dp.mechanisms.base.BoundMechanism.sample`."""
+        space = self._space
+        out = np.empty(len(ids), dtype=np.int32)
+        for start in range(0, len(ids), BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            noisy = space.vectors[ids[block]]
+            noisy += multivariate_laplace_noise(len(noisy), space.dimension, self._epsilon, rng)
+            out[block] = space.nearest(noisy)
+        return out

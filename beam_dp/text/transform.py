@@ -1,0 +1,260 @@
+"""`PrivatizeText`: word-level metric privacy on any PCollection of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam import pvalue
+from apache_beam.metrics import Metrics
+from apache_beam.transforms import window
+from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam_dp.accounting import Grant, Ledger, ledger_of, require_grant
+from beam_dp.embeddings import EmbeddingIndex, IndexRef, open_index, resolve_index
+from beam_dp.errors import ArgumentError, InputError, describe_kind, require_choice
+from beam_dp.io.rejects import REJECTS_SCHEMA, rejects_batch
+from beam_dp.mechanisms import WordMechanism
+from beam_dp.randomness import SecureSource
+from beam_dp.text.privatize import OovPolicy, TextOptions, TextPrivatizer
+from beam_dp.text.rows import KINDS, RowShape, batch_with_text, infer_kind, output_hint, row_fields, text_of, with_text
+
+METRICS_NAMESPACE = "beam_dp"
+_REJECTED = "rejected"
+_MAX_BUFFERED_ROWS = 4096
+_MAX_BUFFERED_CHARACTERS = 4 << 20
+_ONE_WINDOW_A_ROW = (window.GlobalWindows, window.FixedWindows, window.Sessions)
+
+
+class Privatized(NamedTuple):
+    """What `PrivatizeText.with_rejects` returns.
+
+    Attributes:
+        rows: the privatized rows.
+        rejected: RecordBatches of `beam_dp.io.REJECTS_SCHEMA`: why a row was rejected and where it stood, never what it held.
+    """
+
+    rows: beam.PCollection
+    rejected: beam.PCollection
+
+
+class PrivatizeText(beam.PTransform):
+    """Replaces every word of a text by a draw of ``mechanism``, and records what that promises in the ledger.
+
+    ``texts | PrivatizeText(MultivariateLaplace(epsilon=12))`` takes a PCollection of str, dict, NamedTuple or
+    `beam.Row`, or `pyarrow.RecordBatch` (fastest), and gives the same kind back: the privatized text and the columns
+    that ``keep_columns`` names; every other column is dropped. One row in, one row out; timestamps and windows stay. A null text becomes an
+    empty one. What a text is made of, and what of it is public, stands in `beam_dp.text.tokenizer` and
+    `beam_dp.text.TextOptions`.
+
+    A row that holds no valid text (another type, lone surrogates, a missing field) is *rejected*: it fails the
+    pipeline, unless `with_rejects` asks for rejected rows as a second output.
+
+    Args:
+        mechanism: what to draw for each word.
+        index: the embedding index: a folder, a URI, an `IndexRef`, or None for the one that ships with beam_dp.
+        text_column: the column or field that is privatized.
+        keep_columns: other columns that are passed on *unchanged*; nothing protects them.
+        max_words: a text keeps at most this many words.
+        oov: ``drop`` or ``random``: what becomes of words outside the vocabulary.
+        search: ``auto``, ``exact`` or ``annoy``: how the nearest word is found.
+        input_kind: ``str``, ``dict``, ``row`` or ``record_batch``, where the PCollection does not declare its type.
+        ledger: where the mechanism is recorded; needed on a plain `beam.Pipeline`, else the pipeline's own.
+
+    Raises:
+        ArgumentError, InputError, IndexArtifactError: at construction, for whatever can never work.
+        GrantError: when applied, if there is no ledger.
+    """
+
+    def __init__(
+        self,
+        mechanism: WordMechanism,
+        *,
+        index: str | IndexRef | None = None,
+        text_column: str = "text",
+        keep_columns: Sequence[str] = (),
+        max_words: int = 64,
+        oov: OovPolicy = "drop",
+        search: str = "auto",
+        input_kind: str | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(getattr(mechanism, "bind", None)):
+            raise ArgumentError(f"mechanism must be a word mechanism, not {describe_kind(mechanism)}")
+        if isinstance(keep_columns, str):
+            raise ArgumentError("keep_columns must be a list of names, not one string")
+        self._mechanism = mechanism
+        self._shape = RowShape(text_column, tuple(keep_columns))
+        self._options = TextOptions(max_words, oov)
+        self._input_kind = None if input_kind is None else require_choice("input_kind", input_kind, KINDS)
+        self._ledger = ledger
+        self._search = search
+        self._index = index if isinstance(index, IndexRef) else resolve_index(index)
+        opened = open_index(self._index, search)
+        self._diameter = opened.diameter
+        self._guarantee = mechanism.guarantee(opened)
+        self._with_rejects = False
+
+    def with_rejects(self) -> PrivatizeText:
+        """The same transform, which returns `Privatized` (rows, rejected) instead of failing on a rejected row."""
+        twin = PrivatizeText.__new__(PrivatizeText)
+        twin.__dict__.update(self.__dict__, _with_rejects=True)
+        return twin
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection | Privatized:
+        """Records the ledger entry and builds the graph."""
+        kind = self._input_kind or infer_kind(pcoll.element_type)
+        fields = row_fields(pcoll.element_type) if kind == "row" else None
+        if fields is not None:
+            self._shape.require([name for name, _ in fields])
+        if kind != "record_batch" and not isinstance(pcoll.windowing.windowfn, _ONE_WINDOW_A_ROW):
+            raise ArgumentError(
+                "PrivatizeText must stand before a window function that puts a row into several windows: it would "
+                "draw for each of them"
+            )
+        do_fn = _PrivatizeBatches if kind == "record_batch" else _PrivatizeRows
+        work = _Work(
+            self._mechanism, self._index, self._search, self._options, self._shape, kind, not self._with_rejects
+        )
+        work.grant = ledger_of(pcoll, self._ledger).record(
+            label=_full_label(pcoll.pipeline, self.label),
+            mechanism=repr(self._mechanism),
+            guarantee=self._guarantee,
+            max_applications=self._options.max_words,
+            fingerprint=work.fingerprint,
+            diameter=self._diameter,
+            parameters={"max_words": self._options.max_words, "oov": self._options.oov},
+        )
+        outputs = pcoll | "Privatize" >> beam.ParDo(do_fn(work)).with_outputs(_REJECTED, main="rows")
+        outputs.rows.element_type = output_hint(kind, self._shape, pcoll.element_type)
+        outputs[_REJECTED].element_type = pa.RecordBatch
+        return Privatized(outputs.rows, outputs[_REJECTED]) if self._with_rejects else outputs.rows
+
+    def display_data(self) -> dict[str, Any]:
+        """Mechanism, index and options, for the runner's user interface."""
+        return {
+            "mechanism": DisplayDataItem(repr(self._mechanism), label="Mechanism"),
+            "guarantee": DisplayDataItem(self._guarantee.sentence(), label="Guarantee"),
+            "index_digest": DisplayDataItem(self._index.digest, label="Index digest"),
+            "max_words": DisplayDataItem(self._options.max_words, label="Words kept per text"),
+            "oov": DisplayDataItem(self._options.oov, label="Words outside the vocabulary"),
+        }
+
+
+class _Work:
+    """What the DoFns carry to the workers, and open there."""
+
+    grant: Grant
+
+    def __init__(
+        self,
+        mechanism: WordMechanism,
+        index: IndexRef,
+        search: str,
+        options: TextOptions,
+        shape: RowShape,
+        kind: str,
+        fail_on_reject: bool,
+    ) -> None:
+        self.mechanism = mechanism
+        self.index = index
+        self.search = search
+        self.options = options
+        self.shape = shape
+        self.kind = kind
+        self.fail_on_reject = fail_on_reject
+
+    @property
+    def fingerprint(self) -> str:
+        """What runs, for the comparison with the ledger entry."""
+        return f"{self.mechanism!r} {self.index.digest} {self.options!r}"
+
+    def open(self) -> TextPrivatizer:
+        """Checks the grant, then maps the index and binds the mechanism."""
+        require_grant(getattr(self, "grant", None)).check(self.fingerprint)
+        opened: EmbeddingIndex = open_index(self.index, self.search)
+        return TextPrivatizer(opened, self.mechanism.bind(opened), self.options)
+
+
+class _Privatize(beam.DoFn):
+    """The life cycle that both DoFns share: open once a process, a fresh key for every bundle."""
+
+    def __init__(self, work: _Work) -> None:
+        self._work = work
+
+    def setup(self) -> None:
+        self._privatizer = self._work.open()
+        self._source = SecureSource()
+        self._rows = Metrics.counter(METRICS_NAMESPACE, "rows")
+        self._words = Metrics.counter(METRICS_NAMESPACE, "words")
+
+    def start_bundle(self) -> None:
+        self._source.rekey()
+
+    def _draw(self, texts: pa.Array) -> pa.StringArray:
+        privatized, words = self._privatizer.privatize(texts, self._source.generator)
+        self._rows.inc(len(texts))
+        self._words.inc(words)
+        return privatized
+
+
+class _PrivatizeBatches(_Privatize):
+    """RecordBatch in, RecordBatch out."""
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        shape = self._work.shape
+        shape.require(batch.schema.names)
+        yield batch_with_text(batch, shape, self._draw(batch.column(shape.text_column)))
+
+
+class _PrivatizeRows(_Privatize):
+    """Rows in, rows out: they wait in the bundle until they fill a batch; each keeps its timestamp and window."""
+
+    def start_bundle(self) -> None:
+        super().start_bundle()
+        self._waiting: list[WindowedValue] = []
+        self._texts: list[str | None] = []
+        self._characters = 0
+
+    def process(
+        self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
+    ) -> Iterable[Any]:
+        work = self._work
+        text, reason = text_of(work.kind, element, work.shape)
+        if reason is not None:
+            Metrics.counter(METRICS_NAMESPACE, f"rejects/{reason}").inc()
+            if work.fail_on_reject:
+                raise InputError(
+                    f"a row was rejected ({reason}); PrivatizeText(...).with_rejects() returns such rows as a second output"
+                )
+            return [pvalue.TaggedOutput(_REJECTED, rejects_batch([reason], None, [None]))]
+        self._waiting.append(WindowedValue(element, timestamp, (window,)))
+        self._texts.append(text)
+        self._characters += len(text or "")
+        full = len(self._texts) >= _MAX_BUFFERED_ROWS or self._characters >= _MAX_BUFFERED_CHARACTERS
+        return self._flush() if full else ()
+
+    def finish_bundle(self) -> Iterable[WindowedValue]:
+        return self._flush()
+
+    def _flush(self) -> list[WindowedValue]:
+        if not self._texts:
+            return []
+        work = self._work
+        privatized = self._draw(pa.array(self._texts, pa.string())).to_pylist()
+        out = [
+            row.with_value(with_text(work.kind, row.value, work.shape, text))
+            for row, text in zip(self._waiting, privatized, strict=True)
+        ]
+        self._waiting, self._texts, self._characters = [], [], 0
+        return out
+
+
+def _full_label(pipeline: beam.Pipeline, label: str) -> str:
+    """The label with those of the composites around it, as runners show it."""
+    current = pipeline._current_transform()
+    return current.full_label or label

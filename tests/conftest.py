@@ -1,0 +1,65 @@
+"""What all tests share: the seeded doors that only tests have, small public vocabularies, a cache of their own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Before any module of beam_dp opens an index: the caches of the machine stay out of the tests and the other way round.
+_CACHE = tempfile.TemporaryDirectory(prefix="beam_dp_tests_")
+os.environ["BEAM_DP_CACHE"] = _CACHE.name
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A seeded generator: statistical tests give the same verdict each time they run."""
+    return np.random.default_rng(20240517)
+
+
+@dataclass
+class PlainSpace:
+    """A word space from plain vectors, every operation by brute force in float64."""
+
+    vectors: np.ndarray
+    metric: str = "euclidean"
+    digest: str = "0" * 64
+    computed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.vectors = np.asarray(self.vectors, dtype=np.float32)
+        self.size, self.dimension = self.vectors.shape
+        points = self.vectors.astype(np.float64)
+        self.distances = np.sqrt(((points[:, None] - points[None]) ** 2).sum(axis=2))
+        others = self.distances[~np.eye(self.size, dtype=bool)]
+        self.diameter, self.min_distance = float(others.max()), float(others.min())
+
+    def nearest(self, queries: np.ndarray) -> np.ndarray:
+        gaps = ((queries.astype(np.float64)[:, None] - self.vectors.astype(np.float64)[None]) ** 2).sum(axis=2)
+        return gaps.argmin(axis=1).astype(np.int32)
+
+    def neighbours(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        k = min(k, self.size)
+        own_first = self.distances - np.eye(self.size)
+        ids = np.argsort(own_first, axis=1, kind="stable")[:, :k]
+        return ids.astype(np.int32), np.take_along_axis(self.distances, ids, axis=1).astype(np.float32)
+
+    def derived(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        self.computed.append(name)
+        return compute()
+
+
+@pytest.fixture
+def plain_space() -> type[PlainSpace]:
+    return PlainSpace
+
+
+@pytest.fixture
+def data_folder() -> Iterator[Path]:
+    """The larger data sets, where the environment names them; the tests that need them say so by their mark."""
+    yield Path(os.environ["BEAM_DP_DATA"])

@@ -1,0 +1,45 @@
+import math
+
+import numpy as np
+from beam_dp.mechanisms.laws import SparseLaw, disjoint_pair, metric_delta
+
+
+def dense_delta(matrix, points, epsilon):
+    """The definition, written out over every pair."""
+    worst = 0.0
+    for p, v in zip(matrix, points, strict=True):
+        for q, u in zip(matrix, points, strict=True):
+            factor = math.exp(epsilon * float(np.linalg.norm(v - u)))
+            worst = max(worst, sum(max(0.0, a - factor * b) for a, b in zip(p, q, strict=True)))
+    return worst
+
+
+def test_delta_is_the_largest_hockey_stick_sum(rng):
+    size, outputs = 12, 5
+    points = rng.normal(size=(size, 2)).astype(np.float32)
+    ids = np.array([rng.permutation(size)[:outputs] for _ in range(size)], dtype=np.int32)
+    probabilities = rng.dirichlet(np.ones(outputs), size)
+    matrix = np.zeros((size, size))
+    np.put_along_axis(matrix, ids.astype(int), probabilities, axis=1)
+    for epsilon in (0.1, 1.0, 5.0):
+        exact = dense_delta(matrix, points.astype(np.float64), epsilon)
+        assert metric_delta(SparseLaw(ids, probabilities), points, epsilon) == np.float64(exact).round(15) or math.isclose(
+            metric_delta(SparseLaw(ids, probabilities), points, epsilon), exact, abs_tol=1e-10
+        )
+
+
+def test_delta_of_randomised_response_is_zero_from_its_epsilon_on():
+    points = np.array([[0.0], [1.0]], dtype=np.float32)
+    ids = np.array([[0, 1], [1, 0]], dtype=np.int32)
+    law = SparseLaw(ids, np.array([[0.75, 0.25]] * 2))
+    assert metric_delta(law, points, math.log(3) + 1e-9) == 0
+    assert 0 < metric_delta(law, points, math.log(3) * 0.9) < 0.1
+
+
+def test_words_without_a_common_output_are_found_and_have_delta_one():
+    ids = np.array([[0, 1], [1, 0], [2, 1]], dtype=np.int32)
+    overlapping = SparseLaw(ids, np.full((3, 2), 0.5))
+    assert disjoint_pair(overlapping) is None
+    apart = SparseLaw(ids, np.array([[0.5, 0.5], [0.5, 0.5], [1.0, 0.0]]))
+    assert disjoint_pair(apart) == (0, 2)
+    assert metric_delta(apart, np.arange(3, dtype=np.float32)[:, None], 50.0) == 1
