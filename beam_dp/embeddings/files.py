@@ -1,0 +1,103 @@
+"""Opening, copying and hashing the files of an index, on the local disk or any Beam file system."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+from urllib.parse import unquote
+
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from beam_dp.errors import InputError, ResourceError
+
+_COPY_BYTES = 1 << 22
+_SCHEME = re.compile(r"^[a-zA-Z][-a-zA-Z0-9+.]*://")
+_NO_ROOM = {errno.ENOSPC: "ENOSPC", errno.EDQUOT: "EDQUOT", errno.EFBIG: "EFBIG"}
+
+
+def local_path(uri: str) -> Path | None:
+    """The local path that ``uri`` means, or None if it has a scheme other than ``file``."""
+    if uri.startswith("file://"):
+        return Path(unquote(uri.removeprefix("file://")))
+    return None if _SCHEME.match(uri) else Path(uri)
+
+
+def join(folder: str, name: str) -> str:
+    """The path or URI of ``name`` in ``folder``."""
+    path = local_path(folder)
+    return f"{folder.rstrip('/')}/{name}" if path is None else str(path / name)
+
+
+def open_binary(uri: str) -> BinaryIO:
+    """``uri`` opened for reading, as it is: nothing is decompressed.
+
+    Raises:
+        InputError: no such file, not a file, or no file system for its scheme.
+    """
+    path = local_path(uri)
+    try:
+        if path is not None:
+            return path.open("rb", buffering=0)
+        return FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED)
+    except FileNotFoundError:
+        raise InputError(f"{uri}: no such file") from None
+    except (OSError, BeamIOError, ValueError) as error:
+        raise InputError(f"{uri} cannot be opened: {error}") from None
+
+
+def create_binary(uri: str) -> BinaryIO:
+    """``uri`` opened for writing on its Beam file system."""
+    return FileSystems.create(uri, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def copy_hashed(source: BinaryIO, name: str, target: BinaryIO) -> tuple[str, int]:
+    """Copies all of ``source`` to ``target``; the sha256 (hex) and number of the bytes.
+
+    Raises:
+        ResourceError: ``source``, called ``name``, cannot be read to its end.
+        OSError: ``target`` cannot be written.
+    """
+    digest, count = hashlib.sha256(), 0
+    while True:
+        try:
+            part = source.read(_COPY_BYTES)
+        except Exception as error:  # each Beam file system has errors of its own
+            raise ResourceError(f"{name} cannot be read: {error}") from None
+        if not part:
+            return digest.hexdigest(), count
+        target.write(part)
+        digest.update(part)
+        count += len(part)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 (hex) of a local file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while part := stream.read(_COPY_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Makes a written file or folder survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def raise_write_error(error: OSError, what: str, folder: str) -> NoReturn:
+    """ResourceError for a failed write; a full disk is named as such."""
+    name = _NO_ROOM.get(error.errno or 0)
+    if name:
+        raise ResourceError(
+            f"no room for {what} in {folder} ({name}): free some space or choose another folder"
+        ) from None
+    raise ResourceError(f"{what} cannot be written to {folder}: {error}") from None

@@ -1,0 +1,170 @@
+"""Nearest-neighbour search over the vectors of an index: exact by blocked GEMM, or approximate by Annoy.
+
+Both are read-only after construction and safe in many threads at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from annoy import AnnoyIndex
+
+from beam_dp.errors import ArgumentError, IndexArtifactError, require_choice
+
+Floats = npt.NDArray[np.float32]
+WordIds = npt.NDArray[np.int32]
+Strategy = Literal["exact", "annoy"]
+SEARCH_OPTIONS = ("auto", "exact", "annoy")
+
+# One tile of scores (2 MB) stays in the second-level cache while it is written, corrected and reduced.
+QUERY_BLOCK = 512
+VOCABULARY_BLOCK = 1024
+
+
+class Search(Protocol):
+    """Finds the vocabulary word nearest to each query."""
+
+    def nearest(self, queries: Floats) -> WordIds:
+        """The ids (n,) int32 of the vectors nearest to ``queries`` (n, d) float32."""
+
+
+def half_squared_norms(vectors: Floats) -> Floats:
+    """|v|²/2 of each row (V,) float32, summed in float64, block by block."""
+    halves = np.empty(len(vectors), dtype=np.float32)
+    for start in range(0, len(vectors), VOCABULARY_BLOCK):
+        block = vectors[start : start + VOCABULARY_BLOCK].astype(np.float64)
+        halves[start : start + len(block)] = np.einsum("ij,ij->i", block, block) / 2
+    return halves
+
+
+class ExactSearch:
+    """The nearest vector by Euclidean distance, among all of them.
+
+    Nearest is the largest ``q·v - |v|²/2``, so one float32 matrix product ranks a block of queries against a block
+    of the vocabulary, and a running best joins the blocks: memory is bounded by the block sizes at any V. Equal
+    scores go to the lower id. Scores are float32, so two words whose distances to the query agree to about
+    seven digits may be told apart wrongly.
+
+    Args:
+        vectors: (V, d) float32, C-contiguous, V >= 1. Not copied: a memory map stays one.
+    """
+
+    def __init__(self, vectors: Floats) -> None:
+        self._vectors = vectors
+        self._halves = half_squared_norms(vectors)
+
+    def nearest(self, queries: Floats) -> WordIds:
+        """The ids (n,) int32 of the vectors nearest to ``queries`` (n, d) float32; an id for any query, even NaN."""
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        ids = np.empty(len(queries), dtype=np.int32)
+        scratch = np.empty(min(len(queries), QUERY_BLOCK) * min(len(self._vectors), VOCABULARY_BLOCK), np.float32)
+        for start in range(0, len(queries), QUERY_BLOCK):
+            block = slice(start, start + QUERY_BLOCK)
+            ids[block] = self._nearest_of_block(queries[block], scratch)
+        return ids
+
+    def _nearest_of_block(self, queries: Floats, scratch: Floats) -> WordIds:
+        rows = np.arange(len(queries))
+        best = np.full(len(queries), -np.inf, dtype=np.float32)
+        ids = np.zeros(len(queries), dtype=np.int32)
+        for start in range(0, len(self._vectors), VOCABULARY_BLOCK):
+            part = self._vectors[start : start + VOCABULARY_BLOCK]
+            scores = scratch[: len(queries) * len(part)].reshape(len(queries), len(part))
+            np.dot(queries, part.T, out=scores)
+            scores -= self._halves[start : start + len(part)]
+            local = scores.argmax(axis=1)
+            score = scores[rows, local]
+            better = score > best
+            np.copyto(best, score, where=better)
+            np.copyto(ids, local + start, where=better, casting="same_kind")
+        return ids
+
+
+class AnnoySearch:
+    """An approximately nearest vector by Euclidean distance, from a memory-mapped forest of random trees.
+
+    Safe for privacy wherever the search sees only the noisy vector (post-processing); it costs utility, and how much
+    is measured when the index is built and recorded in its manifest.
+
+    Args:
+        path: the forest, written by `build_forest`.
+        size, dimension: V and d that it must have.
+        search_k: how many candidates a query inspects; larger finds better neighbours, more slowly.
+
+    Raises:
+        IndexArtifactError: the file is not a forest of that size.
+    """
+
+    def __init__(self, path: Path, size: int, dimension: int, search_k: int) -> None:
+        self.search_k = search_k
+        self._forest = AnnoyIndex(dimension, "euclidean")
+        try:
+            self._forest.load(str(path))
+        except OSError as error:
+            raise IndexArtifactError(
+                f"{path} cannot be read as an Annoy index: {error}; build the index again"
+            ) from None
+        if self._forest.get_n_items() != size:
+            raise IndexArtifactError(
+                f"{path} holds {self._forest.get_n_items()} vectors, the manifest says {size}; build the index again"
+            )
+
+    def nearest(self, queries: Floats) -> WordIds:
+        """The ids (n,) int32 of vectors near ``queries`` (n, d) float32."""
+        find, search_k = self._forest.get_nns_by_vector, self.search_k
+        rows = np.asarray(queries, dtype=np.float32).tolist()  # Annoy has no call for a batch
+        return np.fromiter((find(row, 1, search_k)[0] for row in rows), dtype=np.int32, count=len(rows))
+
+
+def build_forest(vectors: Floats, path: Path, trees: int, progress: Callable[[int], object]) -> None:
+    """Writes the Annoy forest of ``vectors`` (V, d) to ``path``: built on disk, by one thread, from a fixed seed.
+
+    So the same vectors give the same bytes, and memory stays in the page cache. ``progress`` is called with the number
+    of vectors added since the last call.
+    """
+    forest = AnnoyIndex(vectors.shape[1], "euclidean")
+    forest.on_disk_build(str(path))
+    forest.set_seed(0)
+    for start in range(0, len(vectors), VOCABULARY_BLOCK):
+        rows = vectors[start : start + VOCABULARY_BLOCK].tolist()
+        for item, row in enumerate(rows, start):
+            forest.add_item(item, row)
+        progress(len(rows))
+    forest.build(trees, n_jobs=1)
+    forest.unload()
+
+
+def forest_bytes(size: int, dimension: int, trees: int) -> int:
+    """An upper bound of the room that `build_forest` needs while it runs.
+
+    A node holds a vector and 16 bytes; a tree has under 4V/(d + 2) nodes, as a leaf holds up to d + 2 words and is on
+    average more than half full; Annoy grows its file by factors of 1.3.
+    """
+    return math.ceil(1.3 * (size + trees * (4 * size / (dimension + 2) + 1)) * (16 + 4 * dimension))
+
+
+# PLACEHOLDER
+EXACT_UP_TO = 1_000_000
+
+
+def resolve_strategy(search: str, size: int) -> Strategy:
+    """The strategy that ``search`` (auto, exact or annoy) means for a vocabulary of ``size`` words.
+
+    Raises:
+        ArgumentError: ``search`` is none of the three.
+    """
+    require_choice("search", search, SEARCH_OPTIONS)
+    if search == "auto":
+        return "exact" if size <= EXACT_UP_TO else "annoy"
+    return search  # type: ignore[return-value]
+
+
+def require_queries(queries: npt.NDArray, dimension: int) -> None:
+    """ArgumentError unless ``queries`` has the shape (n, ``dimension``)."""
+    if queries.ndim != 2 or queries.shape[1] != dimension:
+        raise ArgumentError(f"queries must have the shape (n, {dimension}), not {queries.shape}")
