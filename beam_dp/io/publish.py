@@ -1,0 +1,294 @@
+"""The publish: staged shards become the output in one sweep, the manifest last.
+
+A run writes its shards into ``PREFIX.tmp-RUN_ID/``. Then `publish`
+
+1. refuses where there is an output already or too many rows were rejected,
+2. writes ledger and manifest aside,
+3. removes what an earlier run left, its manifest first,
+4. moves shards, rejects and ledger to their places, then the manifest,
+5. removes the staging folder.
+
+A manifest at its place therefore means a whole output. After a crash the same call goes on where it stopped: a shard
+that is at its place already is known by its digest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from beam_dp.errors import ArgumentError, InputError, ResourceError
+from beam_dp.io.files import last_component, local_absolute, reading, writing
+from beam_dp.io.formats import EXTENSIONS
+
+FORMAT_VERSION = 1
+ROWS = "rows"
+REJECTS = "rejects"
+
+_UNSAFE = re.compile(r"[*?\[\]]")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_OURS = r"(-rejects)?-\d{5,}-of-\d{5,}\.(txt|jsonl|csv|tsv|parquet)"
+_HASH_CHUNK = 1 << 20
+_MOVES_AT_ONCE = 100
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an output goes and on what terms.
+
+    Attributes:
+        prefix: path that all output names begin with.
+        format: of the shards.
+        run_id: names the staging folder.
+        attempt: random, tells one run from another that was given the same ``run_id``.
+        overwrite: whether an earlier output is replaced.
+        max_rejects: most rows that may be rejected.
+        ledger_path: where the ledger goes as a file of its own; None for nowhere.
+    """
+
+    prefix: str
+    format: str
+    run_id: str
+    attempt: str
+    overwrite: bool
+    max_rejects: int
+    ledger_path: str | None
+
+    def __post_init__(self) -> None:
+        for name in ("prefix", "ledger_path"):
+            path = getattr(self, name)
+            if path is None:
+                continue
+            if not isinstance(path, str) or not last_component(path) or path.endswith("/") or _UNSAFE.search(path):
+                raise ArgumentError(f"{name} must be a path that ends in a name and is free of * ? [ ]")
+            object.__setattr__(self, name, local_absolute(path))
+        if not isinstance(self.run_id, str) or not _RUN_ID.fullmatch(self.run_id):
+            raise ArgumentError("run_id must be 1 to 128 letters, digits, '.', '_' or '-', the first a letter or digit")
+
+    @property
+    def staging(self) -> str:
+        """The folder for what is not published yet."""
+        return f"{self.prefix}.tmp-{self.run_id}"
+
+    @property
+    def manifest_path(self) -> str:
+        """Where the manifest goes."""
+        return f"{self.prefix}.manifest.json"
+
+    @property
+    def marker_path(self) -> str:
+        """Where the manifest waits; its presence means that this run may have begun to move files."""
+        return f"{self.staging}/manifest-{self.attempt}.json"
+
+    @property
+    def ledger_temporary(self) -> str:
+        """Where the ledger waits, in the folder where it will be."""
+        return f"{self.ledger_path}.tmp-{self.run_id}"
+
+    def final_path(self, kind: str, index: int, count: int) -> str:
+        """Where shard ``index`` of ``count`` of a kind goes."""
+        name = f"{index:05d}-of-{count:05d}"
+        return (
+            f"{self.prefix}-{name}{EXTENSIONS[self.format]}" if kind == ROWS else f"{self.prefix}-rejects-{name}.jsonl"
+        )
+
+
+@dataclass(frozen=True)
+class Staged:
+    """One staged file.
+
+    Attributes:
+        kind: `ROWS` or `REJECTS`.
+        order: sorts shards into the order of the input.
+        path: where it is staged.
+        rows: rows in it.
+        size: bytes.
+        sha256: of its bytes.
+        reasons: for rejects, (reason, count, file, position of the first), else empty.
+    """
+
+    kind: str
+    order: tuple[int, ...]
+    path: str
+    rows: int
+    size: int
+    sha256: str
+    reasons: tuple[tuple[str, int, str | None, int | None], ...] = field(default=())
+
+
+def existing_output(prefix: str) -> list[str]:
+    """Paths of an output with this prefix: the manifest first, then shards and rejects."""
+    manifest = f"{prefix}.manifest.json"
+    ours = re.compile(re.escape(last_component(prefix)) + _OURS)
+    with reading(last_component(prefix)):
+        found = FileSystems.match([f"{prefix}-*-of-*"])[0].metadata_list
+        has_manifest = FileSystems.exists(manifest)
+    shards = sorted(item.path for item in found if ours.fullmatch(last_component(item.path)))
+    return ([manifest] if has_manifest else []) + shards
+
+
+def refuse_existing(prefix: str) -> None:
+    """ResourceError if there is an output with this prefix."""
+    existing = existing_output(prefix)
+    if existing:
+        raise ResourceError(
+            f"output exists already: {last_component(existing[0])}"
+            + (f" and {len(existing) - 1} more" if len(existing) > 1 else "")
+            + "; choose another output or pass --overwrite"
+        )
+
+
+def publish(target: Target, staged: Iterable[Staged], ledger: dict[str, Any] | None) -> dict[str, Any]:
+    """Makes the staged files the output; returns the manifest.
+
+    Calling it again after any interruption, with the same or with newly staged files, leads to one whole output.
+
+    Raises:
+        InputError: more than ``max_rejects`` rows were rejected; nothing is published.
+        ResourceError: there is an output already, or the file system fails; nothing is published.
+    """
+    shards = _in_order(staged, ROWS)
+    rejects = _in_order(staged, REJECTS)
+    by_reason = _refuse_rejects(target, rejects)
+    published = _read_json(target.manifest_path)
+    if published is not None and published.get("attempt") == target.attempt:
+        _remove_folder(target.staging)
+        return published
+    if not target.overwrite and not FileSystems.exists(target.marker_path):
+        refuse_existing(target.prefix)
+    moves = _moves(target, ROWS, shards) + _moves(target, REJECTS, rejects)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "run_id": target.run_id,
+        "attempt": target.attempt,
+        "format": target.format,
+        "rows": sum(shard.rows for shard in shards),
+        "shards": _described(moves, ROWS),
+        "rejects": by_reason,
+        "reject_shards": _described(moves, REJECTS),
+        "ledger": ledger,
+    }
+    write_json(target.marker_path, manifest)
+    if target.ledger_path is not None and ledger is not None:
+        write_json(target.ledger_temporary, ledger)
+    waiting = [(item, final) for item, final in moves if FileSystems.exists(item.path)]
+    for item, final in moves:
+        if (item, final) not in waiting and _sha256(final) != item.sha256:
+            raise ResourceError(f"a staged shard is gone from {last_component(target.staging)}: run again")
+    moved = {final for _, final in moves} - {final for _, final in waiting}
+    _remove(path for path in existing_output(target.prefix) if path not in moved)
+    _move_shards([(item.path, final) for item, final in waiting])
+    if target.ledger_path is not None and ledger is not None:
+        _move(target.ledger_temporary, target.ledger_path)
+    _move(target.marker_path, target.manifest_path)
+    _remove_folder(target.staging)
+    return manifest
+
+
+def _in_order(staged: Iterable[Staged], kind: str) -> list[Staged]:
+    """The files of a kind in the order of the input; files without rows only if there are no others, and then one."""
+    files = sorted((item for item in staged if item.kind == kind), key=lambda item: (item.order, item.path))
+    return [item for item in files if item.rows] or files[:1]
+
+
+def _refuse_rejects(target: Target, rejects: Sequence[Staged]) -> dict[str, int]:
+    """Rejected rows by reason, if they are few enough."""
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for item in rejects:
+        for reason, count, source, position in item.reasons:
+            counts[reason] += count
+            first.setdefault(reason, f", first in {source} at {position}" if source is not None else "")
+    if counts.total() > target.max_rejects:
+        listed = "; ".join(f"{reason}: {counts[reason]}{first[reason]}" for reason in sorted(counts))
+        _remove_folder(target.staging)
+        raise InputError(
+            f"rejected rows: {counts.total()}, more than max_rejects={target.max_rejects} ({listed}); "
+            "nothing was published"
+        )
+    return dict(sorted(counts.items()))
+
+
+def _moves(target: Target, kind: str, files: Sequence[Staged]) -> list[tuple[Staged, str]]:
+    return [(item, target.final_path(kind, index, len(files))) for index, item in enumerate(files)]
+
+
+def _described(moves: Sequence[tuple[Staged, str]], kind: str) -> list[dict[str, Any]]:
+    return [
+        {"name": last_component(final), "rows": item.rows, "bytes": item.size, "sha256": item.sha256}
+        for item, final in moves
+        if item.kind == kind
+    ]
+
+
+def _move_shards(moves: Sequence[tuple[str, str]]) -> None:
+    """Moves shards to their places; all or, as far as the file system lets it, none."""
+    try:
+        for start in range(0, len(moves), _MOVES_AT_ONCE):
+            sources, finals = zip(*moves[start : start + _MOVES_AT_ONCE], strict=True)
+            with writing(finals[0]):
+                FileSystems.rename(list(sources), list(finals))
+    except ResourceError:
+        for source, final in moves:
+            with contextlib.suppress(OSError):
+                if not FileSystems.exists(source):
+                    FileSystems.rename([final], [source])
+        raise
+
+
+def _move(source: str, final: str) -> None:
+    with writing(final):
+        FileSystems.rename([source], [final])
+
+
+def _remove(paths: Iterable[str]) -> None:
+    for path in paths:
+        with writing(path):
+            FileSystems.delete([path])
+
+
+def _remove_folder(folder: str) -> None:
+    """Removes a folder with all in it, if there is one; a failure is no failure of the run."""
+    with contextlib.suppress(OSError):
+        FileSystems.delete([f"{folder}/"])
+
+
+def write_json(path: str, value: dict[str, Any]) -> None:
+    """Writes a JSON file, indented, keys in the order given."""
+    with writing(path), FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+        stream.write((json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
+
+
+def _read_json(path: str) -> dict[str, Any] | None:
+    """The object in a JSON file; None if there is no such file or it holds something else."""
+    with reading(last_component(path)):
+        if not FileSystems.exists(path):
+            return None
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+            text = stream.read()
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _sha256(path: str) -> str | None:
+    """Digest of a file; None if there is none."""
+    digest = hashlib.sha256()
+    with reading(last_component(path)):
+        if not FileSystems.exists(path):
+            return None
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+            while data := stream.read(_HASH_CHUNK):
+                digest.update(data)
+    return digest.hexdigest()

@@ -1,0 +1,150 @@
+"""csv with a header, quoted as RFC 4180 says: a quoted value may hold separators, quotes (doubled) and line ends."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import secrets
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from beam_dp.errors import InputError
+from beam_dp.io.files import InputFile, open_input, reading
+from beam_dp.io.formats import require_columns
+from beam_dp.io.rejects import UNTERMINATED_QUOTE, WRONG_COLUMN_COUNT, Reject
+from beam_dp.io.source import Decoded, FileRange, Positions, ReadSpec, empty_batch, with_valid_text
+
+_LARGEST_BLOCK = (1 << 31) - (1 << 16)
+_BLOCK_GROWTH = 8
+
+
+def csv_header(file: InputFile) -> list[str]:
+    """The names in the first record of a csv file; none for an empty file."""
+    unreadable = InputError(f"the first line of {file.name} is not a header")
+    with contextlib.closing(open_input(file)) as stream, reading(file.name):
+        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        try:
+            header = next((record for record in csv.reader(text) if record), [])
+            "".join(header).encode()
+        except (csv.Error, UnicodeEncodeError):
+            raise unreadable from None
+    return header
+
+
+def check_csv(file: InputFile, spec: ReadSpec) -> ReadSpec:
+    """InputError if the header of a csv file lacks a column."""
+    require_columns(spec.columns, csv_header(file), file.name)
+    return spec
+
+
+def read_csv(piece: FileRange, spec: ReadSpec) -> Iterator[Decoded]:
+    """The rows of a whole csv file, every value as the string that stands there; blank lines are skipped.
+
+    A row that does not fit into one block of the parser makes it start again with larger blocks and pass over the rows
+    that it gave already.
+
+    Raises:
+        InputError: a row (or a quote that is never closed) is larger than ``max_row_bytes``.
+    """
+    header = csv_header(piece.file)
+    if not header:
+        return
+    require_columns(spec.columns, header, piece.file.name)
+    block_bytes, largest = spec.batch_bytes, min(2 * spec.max_row_bytes, _LARGEST_BLOCK)
+    done = 1
+    rejected: set[Reject] = set()
+    while True:
+        try:
+            for rows in _parse(piece.file, spec, header, min(block_bytes, largest)):
+                fresh = rows.positions > done
+                rejects = [reject for reject in rows.rejects if reject not in rejected]
+                batch = rows.batch if fresh.all() else rows.batch.filter(pa.array(fresh))
+                yield Decoded(batch, rows.positions[fresh], rejects)
+                done = max(done, int(rows.positions.max(initial=0)))
+                rejected.update(rejects)
+        except pa.ArrowInvalid:
+            if block_bytes >= largest:
+                raise InputError(
+                    f"{piece.file.name}: a row after record {done} is larger than {spec.max_row_bytes} bytes, "
+                    "or a quote is never closed"
+                ) from None
+            block_bytes *= _BLOCK_GROWTH
+        else:
+            return
+
+
+def _parse(file: InputFile, spec: ReadSpec, header: list[str], block_bytes: int) -> Iterator[Decoded]:
+    """One pass over the file; the header is a row as the others, with number 1.
+
+    Arrow may drop a last record whose quote is not closed without a word. So a record of marks, which cannot be in the
+    file, follows the file. An open quote swallows it; else it is the last row.
+    """
+    bad: list[int] = []
+    mark = secrets.token_hex(16)
+    tail = "\n" + ",".join([mark] * len(header)) + "\n"
+
+    def on_bad_row(row: Any) -> str:
+        if mark not in row.text:
+            bad.append(row.number)
+        return "skip"
+
+    last = f"f{len(header) - 1}"
+    wanted = [f"f{header.index(name)}" for name in spec.columns]
+    columns = [*wanted, last] if last not in wanted else wanted
+    with contextlib.closing(open_input(file)) as stream, reading(file.name):
+        reader = pa_csv.open_csv(
+            io.BufferedReader(_WithTail(stream, tail.encode())),
+            read_options=pa_csv.ReadOptions(use_threads=False, block_size=block_bytes, autogenerate_column_names=True),
+            parse_options=pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_bad_row),
+            convert_options=pa_csv.ConvertOptions(
+                include_columns=columns, column_types=dict.fromkeys(columns, pa.binary()), strings_can_be_null=False
+            ),
+        )
+        number, reported, closed = 0, 0, False
+        for parsed in reader:
+            batch = parsed
+            tail_value = batch.column(last)[-1].as_py() if batch.num_rows else b""
+            if mark.encode() in tail_value:
+                closed = tail_value == mark.encode()
+                batch = batch.slice(0, batch.num_rows - 1)
+            positions = _record_numbers(number + 1, batch.num_rows, bad)
+            number = int(positions.max(initial=number))
+            rejects = [Reject(WRONG_COLUMN_COUNT, record) for record in bad[reported:]]
+            reported = len(bad)
+            strings = [batch.column(name).view(pa.string()) for name in wanted]
+            batch = pa.record_batch(strings, names=list(spec.columns))
+            yield with_valid_text(Decoded(batch, positions, rejects), None)
+        rest = [Reject(WRONG_COLUMN_COUNT, record) for record in bad[reported:]]
+        if not closed:
+            rest.append(Reject(UNTERMINATED_QUOTE, max([number, *bad]) + 1))
+        yield Decoded(empty_batch(spec), np.empty(0, np.int64), rest)
+
+
+def _record_numbers(first: int, count: int, bad: list[int]) -> Positions:
+    """The ``count`` record numbers from ``first`` on that good rows have, when those in ``bad`` were not good."""
+    candidates = np.arange(first, first + count + sum(number >= first for number in bad), dtype=np.int64)
+    return np.setdiff1d(candidates, bad, assume_unique=True)[:count]
+
+
+class _WithTail(io.RawIOBase):
+    """A stream with some bytes after its end."""
+
+    def __init__(self, stream: BinaryIO, tail: bytes) -> None:
+        super().__init__()
+        self._stream = stream
+        self._tail = tail
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        data = self._stream.read(len(target))
+        if not data:
+            data, self._tail = self._tail[: len(target)], self._tail[len(target) :]
+        target[: len(data)] = data
+        return len(data)

@@ -1,0 +1,155 @@
+"""`WriteBatches`: RecordBatches as staged shards, published together when all of them are whole."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam_dp.errors import ArgumentError, require_choice, require_count
+from beam_dp.io.formats import FORMATS
+from beam_dp.io.publish import REJECTS, ROWS, Staged, Target, publish, refuse_existing
+from beam_dp.io.rejects import METRICS
+from beam_dp.io.stage import Stager, stage_empty
+
+
+class Plan(Protocol):
+    """Something that knows the ledger of the pipeline when the pipeline runs; it is pickled with the pipeline."""
+
+    def ledger_json(self) -> dict[str, Any]:
+        """The ledger as JSON values."""
+
+
+class WriteBatches(beam.PTransform):
+    """Writes batches as one output that appears whole or not at all; see `beam_dp.io.publish`.
+
+    Apply it to ``(batches, rejects)`` as `ReadBatches` gives them (transforms in between copy the schema metadata), or
+    to batches alone. The output is ``PREFIX-SSSSS-of-NNNNN.EXT``, ``PREFIX-rejects-SSSSS-of-NNNNN.jsonl`` where rows
+    were rejected, and ``PREFIX.manifest.json``. Shards are in the order of the input as long as no transform in between
+    shuffles batches. No rows make one shard without rows. How values look in each format: `beam_dp.io.encode`.
+
+    Args:
+        prefix: local path or URI that the output names begin with.
+        format: text, jsonl, csv, tsv or parquet.
+        run_id: names the staging folder ``PREFIX.tmp-RUN_ID``.
+        overwrite: replace an earlier output, stale shards included.
+        max_rejects: more rejected rows than this fail the run, and nothing is published.
+        plan: its ledger goes into the manifest; None for an output without a ledger.
+        ledger_path: where the ledger goes as a file of its own, too.
+        schema: columns of an output for which no batch at all arrives.
+
+    Raises:
+        ArgumentError: an argument that cannot be right.
+        ResourceError: there is an output already; in a worker: the file system refuses, e.g. the disk is full.
+        InputError: in a worker: too many rejects, or columns that the format cannot hold.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        *,
+        format: str,
+        run_id: str,
+        overwrite: bool = False,
+        max_rejects: int = 0,
+        plan: Plan | None = None,
+        ledger_path: str | None = None,
+        schema: pa.Schema | None = None,
+    ) -> None:
+        super().__init__()
+        if ledger_path is not None and plan is None:
+            raise ArgumentError("ledger_path needs a plan, which knows the ledger")
+        self._target = Target(
+            prefix=prefix,
+            format=require_choice("format", format, FORMATS),
+            run_id=run_id,
+            attempt=secrets.token_hex(16),
+            overwrite=overwrite,
+            max_rejects=require_count("max_rejects", max_rejects, minimum=0),
+            ledger_path=ledger_path,
+        )
+        self._plan = plan
+        self._schema = schema
+        if not overwrite:
+            refuse_existing(self._target.prefix)
+
+    def expand(
+        self, inputs: beam.PCollection[pa.RecordBatch] | tuple[beam.PCollection[pa.RecordBatch], ...]
+    ) -> beam.PCollection[str]:
+        """Stages batches and rejects where they are, brings the records of the shards together, publishes.
+
+        Returns:
+            One element, the path of the manifest, when the output is published.
+        """
+        batches, *rejects = inputs if isinstance(inputs, tuple) else (inputs,)
+        if not all(collection.is_bounded for collection in (batches, *rejects)):
+            raise ArgumentError("WriteBatches publishes once, at the end, so its input must be bounded")
+        staged = [_stage(batches, self._target, ROWS)] + [_stage(some, self._target, REJECTS) for some in rejects]
+        nothing = batches.pipeline | "Nothing" >> beam.Create([(None, None)])
+        return (
+            (*staged, nothing)
+            | beam.Flatten()
+            | "Barrier" >> beam.GroupByKey()
+            | "Publish" >> beam.ParDo(_Publish(self._target, self._plan, self._schema)).with_output_types(str)
+        )
+
+    def display_data(self) -> dict[str, object]:
+        """Format and terms."""
+        target = self._target
+        return {"format": target.format, "overwrite": target.overwrite, "max_rejects": target.max_rejects}
+
+
+def _stage(batches: beam.PCollection[pa.RecordBatch], target: Target, kind: str) -> beam.PCollection[Any]:
+    name = kind.capitalize()
+    return (
+        batches
+        | f"{name}InOneWindow" >> beam.WindowInto(GlobalWindows())
+        | f"Stage{name}" >> beam.ParDo(_Stage(target, kind))
+    )
+
+
+class _Stage(beam.DoFn):
+    def __init__(self, target: Target, kind: str) -> None:
+        self._target = target
+        self._kind = kind
+        self._stager: Stager | None = None
+
+    def start_bundle(self) -> None:
+        self._stager = Stager(self._target, self._kind)
+
+    def process(self, batch: pa.RecordBatch) -> None:
+        assert self._stager is not None
+        self._stager.add(batch)
+        if self._kind == ROWS:
+            Metrics.counter(METRICS, "rows").inc(batch.num_rows)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        assert self._stager is not None
+        stager, self._stager = self._stager, None
+        window = GlobalWindow()
+        for staged in stager.finish():
+            yield WindowedValue((None, staged), window.max_timestamp(), (window,))
+
+    def teardown(self) -> None:
+        if self._stager is not None:
+            self._stager.abandon()
+
+
+class _Publish(beam.DoFn):
+    def __init__(self, target: Target, plan: Plan | None, schema: pa.Schema | None) -> None:
+        self._target = target
+        self._plan = plan
+        self._schema = schema
+
+    def process(self, group: tuple[None, Iterable[Staged | None]]) -> Iterator[str]:
+        staged = [item for item in group[1] if item is not None]
+        if not any(item.kind == ROWS for item in staged):
+            staged.append(stage_empty(self._target, pa.schema([]) if self._schema is None else self._schema))
+        publish(self._target, staged, None if self._plan is None else self._plan.ledger_json())
+        yield self._target.manifest_path
