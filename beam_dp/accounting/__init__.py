@@ -1,0 +1,10 @@
+"""The ledger: what a pipeline's mechanisms promise together, recorded before anything runs.
+
+`beam_dp.accounting.pipeline` holds the Beam side; nothing here imports Beam.
+"""
+
+from beam_dp.accounting.entries import Entry as Entry
+from beam_dp.accounting.ledger import Grant as Grant
+from beam_dp.accounting.ledger import Ledger as Ledger
+from beam_dp.accounting.ledger import Plan as Plan
+from beam_dp.accounting.ledger import require_grant as require_grant

@@ -1,0 +1,72 @@
+"""A ledger as plain text for people, at most 100 columns wide."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from beam_dp.accounting.composition import NOT_PRIVATE
+from beam_dp.accounting.entries import Entry
+
+WIDTH = 100
+_COLUMNS = (("label", 22), ("mechanism", 34), ("promise", 30), ("uses", 8))
+_GAP = "  "
+_VALUE_WIDTH = 32  # half a digest is enough to tell indexes apart; no number is longer
+_UNSTATED = "not stated"
+
+
+def render_table(entries: Sequence[Entry], totals: Mapping[str, Any]) -> str:
+    """The entries as a table, then the totals of each model that has entries."""
+    lines: list[str] = []
+    open_doors = [entry.label for entry in entries if str(entry.guarantee.reason).startswith(NOT_PRIVATE)]
+    if open_doors:
+        lines += [NOT_PRIVATE, *_wrapped(f"no noise protects what these write: {', '.join(open_doors)}", "  "), ""]
+    if not entries:
+        return "empty ledger: no mechanism was recorded\n"
+    lines += _row([name for name, _ in _COLUMNS])
+    lines.append(_GAP.join("-" * width for _, width in _COLUMNS))
+    for entry in entries:
+        uses = "?" if entry.max_applications is None else str(entry.max_applications)
+        lines += _row([entry.label, entry.mechanism, entry.guarantee.sentence(), uses])
+    lines += ["", "uses: how often a mechanism meets one privacy unit at most (text: words of one document)"]
+    for model, total in totals.items():
+        if total is not None:
+            lines += ["", *_model_lines(model, total)]
+    return "\n".join(lines) + "\n"
+
+
+def _model_lines(model: str, total: Mapping[str, Any]) -> Iterable[str]:
+    yield f"{model} total ({total['composition']} composition, unit: {total['privacy_unit'] or 'several'})"
+    yield from _values(total)
+    if len(total["groups"]) > 1:
+        for group in total["groups"]:
+            yield "  on one index:" if "metric" in group else f"  unit {group['privacy_unit']}:"
+            yield from _values(group, indent="    ")
+    yield from _wrapped(total["note"], "  ")
+
+
+def _values(total: Mapping[str, Any], indent: str = "  ") -> Iterable[str]:
+    """One line for each number of a total, in the order of the total."""
+    skipped = ("composition", "privacy_unit", "note", "groups", "reason")
+    for name, value in total.items():
+        if name in skipped:
+            continue
+        yield f"{indent}{name:<36}{_UNSTATED if value is None else str(value)[:_VALUE_WIDTH]}"
+    if total["reason"]:
+        yield from _wrapped(f"{_UNSTATED}: {total['reason']}", indent)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
+
+
+def _row(cells: Sequence[str]) -> list[str]:
+    """One table row, each cell wrapped to its column's width."""
+    wrapped = [textwrap.wrap(cell, width) or [""] for cell, (_, width) in zip(cells, _COLUMNS, strict=True)]
+    height = max(map(len, wrapped))
+    padded = [lines + [""] * (height - len(lines)) for lines in wrapped]
+    return [
+        _GAP.join(line.ljust(width) for line, (_, width) in zip(row, _COLUMNS, strict=True)).rstrip()
+        for row in zip(*padded, strict=True)
+    ]

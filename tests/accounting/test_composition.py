@@ -1,0 +1,245 @@
+"""Totals: exact sums rounded up, never across models, metrics or privacy units."""
+
+from __future__ import annotations
+
+import math
+import sys
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from beam_dp.accounting import Entry
+from beam_dp.accounting.composition import compose, compose_metric, round_up
+from beam_dp.guarantees import CentralGuarantee, Guarantee, LocalGuarantee, MetricGuarantee
+
+
+def _entry(guarantee: Guarantee, uses: int | None = 1, diameter: float | None = None, label: str = "step") -> Entry:
+    return Entry(
+        label=label,
+        mechanism="Example()",
+        guarantee=guarantee,
+        max_applications=uses,
+        diameter=diameter,
+        fingerprint="f",
+    )
+
+
+def _metric(
+    epsilon: float | None,
+    uses: int | None = 64,
+    *,
+    delta: float = 0.0,
+    diameter: float | None = 10.0,
+    metric: str = "euclidean",
+    digest: str = "a",
+    reason: str = "no theorem",
+) -> Entry:
+    claim: dict[str, Any] = {"epsilon": epsilon, "delta": delta}
+    if epsilon is None:
+        claim = {"epsilon": None, "basis": "none", "reason": reason}
+    return _entry(MetricGuarantee(**claim, metric=metric, index_digest=digest), uses, diameter)
+
+
+def _total(*entries: Entry) -> dict[str, Any]:
+    total = compose_metric(entries)
+    assert total is not None
+    return total
+
+
+def test_one_metric_entry() -> None:
+    total = _total(_metric(12.0, 64, delta=1e-13, diameter=2.5))
+    assert total["epsilon_per_word"] == 12.0
+    assert total["delta_per_word"] == 1e-13
+    assert total["diameter"] == 2.5
+    assert total["max_words"] == 64
+    assert total["epsilon_per_document"] == 12.0 * 64
+    assert total["epsilon_per_document_summed_metric"] == 12.0
+    assert total["delta_per_document"] == 64e-13
+    assert total["worst_case_per_document"] == 12.0 * 64 * 2.5
+    assert total["reason"] is None
+    assert "same document" in total["note"]
+    assert "not user-level" in total["note"]
+
+
+def test_metric_entries_on_one_index_add() -> None:
+    total = _total(_metric(1.0, 10, diameter=2.0), _metric(0.5, 20, diameter=3.0))
+    assert total["epsilon_per_word"] == 1.5
+    assert total["epsilon_per_document"] == 20.0
+    assert total["epsilon_per_document_summed_metric"] == 1.5
+    assert total["worst_case_per_document"] == 1 * 10 * 2 + 0.5 * 20 * 3
+    assert total["diameter"] == 3.0
+    assert total["max_words"] == 20
+
+
+@pytest.mark.parametrize("other", [{"metric": "mahalanobis"}, {"digest": "b"}])
+def test_epsilons_of_different_units_never_add(other: dict[str, str]) -> None:
+    total = _total(_metric(1.0, 10, diameter=2.0), _metric(2.0, 10, diameter=1.0, **other))  # type: ignore[arg-type]
+    for name in ("epsilon_per_word", "epsilon_per_document", "epsilon_per_document_summed_metric", "diameter"):
+        assert total[name] is None
+    assert "different metrics or indexes" in total["reason"]
+    assert total["worst_case_per_document"] == 40.0
+    assert [group["epsilon_per_word"] for group in total["groups"]] == [1.0, 2.0]
+    assert [group["epsilon_per_document"] for group in total["groups"]] == [10.0, 20.0]
+
+
+@pytest.mark.parametrize("digest", ["a", "b"])
+def test_no_finite_guarantee_makes_no_sum(digest: str) -> None:
+    total = _total(_metric(1.0), _metric(None, digest=digest))
+    for name in ("epsilon_per_word", "epsilon_per_document", "worst_case_per_document", "delta_per_document"):
+        assert total[name] is None
+    assert total["reason"] == "no theorem (step)"
+
+
+def test_not_private_is_the_first_reason() -> None:
+    total = _total(_metric(None), _metric(None, reason="NOT PRIVATE: identity"))
+    assert total["reason"] == "NOT PRIVATE: identity (step)"
+
+
+def test_an_unbounded_document_has_no_epsilon() -> None:
+    total = _total(_metric(1.0, None))
+    assert total["epsilon_per_word"] == 1.0
+    assert total["epsilon_per_document"] is None
+    assert total["worst_case_per_document"] is None
+    assert "no maximum of applications" in total["reason"]
+
+
+def test_an_unknown_diameter_has_no_worst_case() -> None:
+    total = _total(_metric(1.0, 10, diameter=None), _metric(1.0, 10))
+    assert total["epsilon_per_document"] == 20.0
+    assert total["worst_case_per_document"] is None
+    assert total["diameter"] is None
+    assert "diameter" in total["reason"]
+
+
+def test_a_delta_of_one_promises_nothing() -> None:
+    document = _total(_metric(1.0, 64, delta=0.02))
+    assert document["delta_per_word"] == 0.02
+    for name in ("delta_per_document", "epsilon_per_document", "worst_case_per_document"):
+        assert document[name] is None
+    assert "1 or more" in document["reason"]
+    word = _total(_metric(1.0, 1, delta=0.5), _metric(1.0, 1, delta=0.5))
+    assert word["delta_per_word"] is None
+    assert word["epsilon_per_word"] is None
+    assert "one word" in word["reason"]
+
+
+def test_models_are_apart() -> None:
+    totals = compose(
+        [
+            _metric(1.0),
+            _entry(LocalGuarantee(epsilon=2.0, privacy_unit="user")),
+            _entry(CentralGuarantee(epsilon=3.0, delta=1e-6, privacy_unit="user"), uses=2),
+        ]
+    )
+    assert totals["metric"]["epsilon_per_word"] == 1.0
+    assert totals["local"]["epsilon"] == 2.0
+    assert totals["central"]["epsilon"] == 6.0
+    assert totals["central"]["delta"] == 2e-6
+    assert totals["central"]["composition"] == "basic"
+    assert compose([]) == {"central": None, "local": None, "metric": None}
+
+
+@pytest.mark.parametrize("guarantee", [LocalGuarantee, CentralGuarantee])
+@pytest.mark.parametrize(
+    ("units", "uses", "delta", "reason"),
+    [
+        (("user", "device"), 1, 0.0, "different privacy units"),
+        (("user", "user"), None, 0.0, "no maximum of applications"),
+        (("user", "user"), 1, 0.5, "1 or more"),
+    ],
+)
+def test_per_unit_totals_that_cannot_be_stated(
+    guarantee: Any, units: tuple[str, str], uses: int | None, delta: float, reason: str
+) -> None:
+    model = guarantee.model
+    total = compose([_entry(guarantee(epsilon=1.0, delta=delta, privacy_unit=unit), uses) for unit in units])[model]
+    assert total["epsilon"] is None
+    assert total["delta"] is None
+    assert reason in total["reason"]
+    assert len(total["groups"]) == len(set(units))
+
+
+_metric_terms = st.lists(
+    st.tuples(st.floats(1e-9, 1e4), st.integers(1, 4096), st.floats(0, 1e-9), st.floats(0, 1e3, allow_subnormal=False)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(terms=_metric_terms)
+def test_totals_are_never_below_the_exact_sums_and_tight(terms: list[tuple[float, int, float, float]]) -> None:
+    total = _total(*(_metric(e, m, delta=d, diameter=r) for e, m, d, r in terms))
+    exact = {
+        "epsilon_per_word": sum(Fraction(e) for e, _, _, _ in terms),
+        "epsilon_per_document": sum(Fraction(e) * m for e, m, _, _ in terms),
+        "delta_per_word": sum(Fraction(d) for _, _, d, _ in terms),
+        "delta_per_document": sum(Fraction(d) * m for _, m, d, _ in terms),
+        "worst_case_per_document": sum(Fraction(e) * m * Fraction(r) for e, m, _, r in terms),
+    }
+    for name, value in exact.items():
+        slack = Fraction(math.ulp(total[name])) * 2 + (0 if name.startswith("delta") else Fraction(1, 10**9))
+        assert value <= Fraction(total[name]) <= value + slack, name
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(1e-12, 1e15))
+def test_round_up_reaches_the_next_nano_epsilon(value: float) -> None:
+    rounded = round_up(Fraction(value))
+    assert rounded is not None
+    assert rounded >= value
+    assert Fraction(rounded) - Fraction(value) <= Fraction(1, 10**9) + Fraction(math.ulp(value))
+
+
+@pytest.mark.parametrize(
+    ("exact", "expected"),
+    [
+        (Fraction(0.1), 0.1),
+        (Fraction(0.1) + Fraction(0.2), 0.300000001),
+        (Fraction(1, 3), 0.333333334),
+        (Fraction(768), 768.0),
+        (Fraction(1, 10**15), 1e-9),
+        (Fraction(0), 0.0),
+        (Fraction(2**53 + 1), float(2**53 + 2)),
+        (Fraction(sys.float_info.max), sys.float_info.max),
+        (Fraction(sys.float_info.max) + 1, None),
+        (Fraction(sys.float_info.max) * 2, None),
+    ],
+)
+def test_round_up_by_example(exact: Fraction, expected: float | None) -> None:
+    assert round_up(exact) == expected
+
+
+def test_a_sum_beyond_the_floats_says_so() -> None:
+    total = _total(_metric(1e308, 64, diameter=1.0))
+    assert total["epsilon_per_document"] is None
+    assert "largest float" in total["reason"]
+    central = compose([_entry(CentralGuarantee(epsilon=1e308, privacy_unit="u"), uses=64)])["central"]
+    assert central["epsilon"] is None
+    assert "largest float" in central["reason"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    epsilons=st.lists(st.floats(0.1, 3.0), min_size=1, max_size=3),
+    positions=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=3),
+)
+def test_totals_bound_the_exact_privacy_loss(epsilons: list[float], positions: list[tuple[int, int]]) -> None:
+    """Exponential mechanisms on three points of the line: the exact loss of two documents against the three claims."""
+    points = np.array([0.0, 1.0, 2.5])
+    distances = np.abs(points[:, None] - points)
+    loss = 0.0
+    for epsilon in epsilons:
+        scores = -epsilon * distances / 2
+        log_law = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+        # Independent draws: the largest log ratio of a document is the sum of those of its positions.
+        loss += sum(float(np.max(log_law[a] - log_law[b])) for a, b in positions)
+    total = _total(*(_metric(epsilon, len(positions), diameter=2.5) for epsilon in epsilons))
+    apart = [distances[a, b] for a, b in positions]
+    assert loss <= total["epsilon_per_document_summed_metric"] * sum(apart) + 1e-9
+    assert loss <= total["epsilon_per_document"] * max(apart) + 1e-9
+    assert loss <= total["worst_case_per_document"] + 1e-9

@@ -1,0 +1,91 @@
+"""The ledger for people."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from beam_dp.accounting import Ledger
+from beam_dp.guarantees import CentralGuarantee, MetricGuarantee
+
+DIGEST = "0123456789abcdef" * 4
+
+
+def _record(ledger: Ledger, label: str, mechanism: str = "Example()", reason: str | None = None) -> None:
+    claim = {"epsilon": 0.1, "delta": 1e-13} if reason is None else {"epsilon": None, "basis": "none", "reason": reason}
+    ledger.record(
+        label=label,
+        mechanism=mechanism,
+        guarantee=MetricGuarantee(**claim, metric="euclidean", index_digest=DIGEST),  # type: ignore[arg-type]
+        max_applications=64,
+        diameter=2.0,
+        fingerprint="f",
+    )
+
+
+def test_the_table_shows_entries_and_totals() -> None:
+    ledger = Ledger()
+    _record(ledger, "Privatize utterances", "MultivariateLaplace(epsilon=0.1)")
+    table = ledger.table()
+    for shown in ("Privatize utterances", "MultivariateLaplace(epsilon=0.1)", "metric epsilon 0.1", "64", "euclidean"):
+        assert shown in table
+    lines = dict(
+        line.split(maxsplit=1) for line in table.splitlines() if line.startswith("  e") or line.startswith("  w")
+    )
+    assert lines["epsilon_per_word"] == "0.1"
+    assert lines["epsilon_per_document"] == "6.4"
+    assert lines["worst_case_per_document"] == "12.8"
+    assert "not user-level privacy" in table
+    assert "NOT PRIVATE" not in table
+    assert "central" not in table
+
+
+def test_what_is_not_private_comes_first() -> None:
+    ledger = Ledger()
+    _record(ledger, "good")
+    _record(ledger, "open door", reason="NOT PRIVATE: identity of the tests")
+    lines = ledger.table().splitlines()
+    assert lines[0] == "NOT PRIVATE"
+    assert "open door" in lines[1]
+    assert "good" not in lines[1]
+
+
+def test_other_models_and_several_groups_are_listed() -> None:
+    ledger = Ledger()
+    _record(ledger, "text")
+    for unit in ("user", "device"):
+        ledger.record(
+            label=f"count {unit}",
+            mechanism="DiscreteLaplace()",
+            guarantee=CentralGuarantee(epsilon=1.0, privacy_unit=unit),
+            max_applications=1,
+            fingerprint="f",
+        )
+    table = ledger.table()
+    assert "central total (basic composition, unit: several)" in table
+    assert "unit user:" in table
+    assert "unit device:" in table
+    assert "not stated: entries protect different privacy units" in table
+
+
+def test_an_empty_ledger_says_so() -> None:
+    assert Ledger().table() == "empty ledger: no mechanism was recorded\n"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    labels=st.lists(
+        st.text(st.characters(codec="ascii", categories=["L", "N", "P", "Zs"]), min_size=1, max_size=300).filter(
+            str.strip
+        ),
+        min_size=1,
+        max_size=4,
+        unique=True,
+    ),
+    unstated=st.booleans(),
+)
+def test_the_table_fits_100_columns(labels: list[str], unstated: bool) -> None:
+    ledger = Ledger()
+    for label in labels:
+        _record(ledger, label, mechanism=f"M({label})", reason=f"NOT PRIVATE: {label}" if unstated else None)
+    assert max(map(len, ledger.table().splitlines())) <= 100

@@ -1,0 +1,68 @@
+"""Every command and code block of the README, run as it stands there."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def run(command, folder):
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        text=True,
+        capture_output=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The files that the commands name."""
+    folder = tmp_path_factory.mktemp("readme")
+    rows = [{"id": i, "body": f"the order number {i} was late", "name": "somebody"} for i in range(20)]
+    (folder / "tickets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["the", "order", "number", "was", "late", "early"]
+    (folder / "vectors.txt").write_text("".join(f"{word} {i}.5 {i * i}.0 1.0\n" for i, word in enumerate(words)))
+    return folder
+
+
+def test_all_blocks_are_of_a_kind_that_is_run():
+    assert {language for language, _ in BLOCKS} == {"sh", "python"}
+
+
+@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"])
+def test_python_block(folder, code):
+    done = run([sys.executable, "-c", code], folder)
+    assert done.returncode == 0, done.stderr
+    assert "metric epsilon 8" in done.stdout
+
+
+def test_commands_in_their_order(folder):
+    lines = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines() if line.strip()]
+    assert {"make demo", "make test"} <= {line.split("#")[0].strip() for line in lines}
+    for line in lines:
+        program, *arguments = shlex.split(line, comments=True)
+        if program == "make":
+            # The recipes themselves are what the test suite and its tests of the demo run.
+            done = run(["make", "--dry-run", "-C", str(ROOT), *arguments], folder)
+        else:
+            assert program == "python"
+            done = run([sys.executable, *arguments], folder)
+        assert done.returncode == 0, (line, done.stderr)
+    private = [json.loads(line) for line in (folder / "private/tickets-00000-of-00001.jsonl").read_text().splitlines()]
+    assert [set(row) for row in private] == [{"id", "body"}] * 20
+    assert json.loads((folder / "ledger.json").read_text())["totals"]["metric"]["epsilon_per_word"] == 8
+    assert (folder / "again/tickets.manifest.json").exists()
