@@ -1,12 +1,14 @@
 # `make demo` and `make test` set themselves up: they make .venv when there is none.
 PYTHON ?= python3
 VENV ?= .venv
+# Versions to hold back, e.g. PINS='numpy==1.26.*'.
+PINS ?=
 BIN = $(VENV)/bin
 # One BLAS thread a process: parallelism is Beam's business, and threads of several workers would fight.
 export OPENBLAS_NUM_THREADS ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test check format wheel wheel-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m pipelines.demo
@@ -23,6 +25,16 @@ format: $(VENV)/.checked
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+wheel: $(BIN)/python
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# The wheel carries the default index and stays small enough for a package index.
+wheel-check: wheel
+	@$(BIN)/python -c 'import glob, os, sys, zipfile; (w,) = glob.glob("dist/*.whl"); size = os.path.getsize(w); \
+	  print(f"{w}: {size / 1e6:.1f} MB"); names = zipfile.ZipFile(w).namelist(); \
+	  sys.exit(size >= 12e6 or "beam_dp/embeddings/default/manifest.json" not in names)'
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
@@ -36,11 +48,11 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
 
 $(VENV)/.installed: setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m pip install --quiet -e . $(foreach pin,$(PINS),'$(pin)')
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e '.[test]'
+	$(BIN)/python -m pip install --quiet -e '.[test]' $(foreach pin,$(PINS),'$(pin)')
 	@touch $@
 
 $(VENV)/.checked: $(VENV)/.installed

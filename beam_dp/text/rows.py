@@ -75,7 +75,8 @@ def infer_kind(element_type: Any) -> str:
         return "row"
     if hint == typehints.Any:
         raise ArgumentError(
-            f"input_kind must be given, one of {', '.join(KINDS)}: the input PCollection does not declare its element type"
+            f"input_kind must be given, one of {', '.join(KINDS)}: "
+            "the input PCollection does not declare its element type"
         )
     raise ArgumentError(f"the input PCollection holds {hint!r}, but one of {', '.join(KINDS)} is needed")
 

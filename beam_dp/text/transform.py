@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -13,10 +14,12 @@ from apache_beam.transforms import window
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_dp.accounting import Grant, Ledger, ledger_of, require_grant
-from beam_dp.embeddings import EmbeddingIndex, IndexRef, open_index, resolve_index
+from beam_dp.accounting.ledger import Grant, Ledger, require_grant
+from beam_dp.accounting.pipeline import ledger_of
+from beam_dp.embeddings.broadcast import IndexRef, open_index, resolve_index
+from beam_dp.embeddings.index import EmbeddingIndex
 from beam_dp.errors import ArgumentError, InputError, describe_kind, require_choice
-from beam_dp.io.rejects import REJECTS_SCHEMA, rejects_batch
+from beam_dp.io.rejects import Reject, rejects_batch
 from beam_dp.mechanisms import WordMechanism
 from beam_dp.randomness import SecureSource
 from beam_dp.text.privatize import OovPolicy, TextOptions, TextPrivatizer
@@ -34,7 +37,7 @@ class Privatized(NamedTuple):
 
     Attributes:
         rows: the privatized rows.
-        rejected: RecordBatches of `beam_dp.io.REJECTS_SCHEMA`: why a row was rejected and where it stood, never what it held.
+        rejected: RecordBatches of `beam_dp.io.REJECTS_SCHEMA`: why a row was rejected, never what it held.
     """
 
     rows: beam.PCollection
@@ -46,9 +49,9 @@ class PrivatizeText(beam.PTransform):
 
     ``texts | PrivatizeText(MultivariateLaplace(epsilon=12))`` takes a PCollection of str, dict, NamedTuple or
     `beam.Row`, or `pyarrow.RecordBatch` (fastest), and gives the same kind back: the privatized text and the columns
-    that ``keep_columns`` names; every other column is dropped. One row in, one row out; timestamps and windows stay. A null text becomes an
-    empty one. What a text is made of, and what of it is public, stands in `beam_dp.text.tokenizer` and
-    `beam_dp.text.TextOptions`.
+    that ``keep_columns`` names; every other column is dropped. One row in, one row out; timestamps and windows stay.
+    A null text becomes an empty one. What a text is made of, and what of it is public, stands in
+    `beam_dp.text.tokenizer` and `beam_dp.text.TextOptions`.
 
     A row that holds no valid text (another type, lone surrogates, a missing field) is *rejected*: it fails the
     pipeline, unless `with_rejects` asks for rejected rows as a second output.
@@ -145,28 +148,18 @@ class PrivatizeText(beam.PTransform):
         }
 
 
+@dataclass
 class _Work:
     """What the DoFns carry to the workers, and open there."""
 
-    grant: Grant
-
-    def __init__(
-        self,
-        mechanism: WordMechanism,
-        index: IndexRef,
-        search: str,
-        options: TextOptions,
-        shape: RowShape,
-        kind: str,
-        fail_on_reject: bool,
-    ) -> None:
-        self.mechanism = mechanism
-        self.index = index
-        self.search = search
-        self.options = options
-        self.shape = shape
-        self.kind = kind
-        self.fail_on_reject = fail_on_reject
+    mechanism: WordMechanism
+    index: IndexRef
+    search: str
+    options: TextOptions
+    shape: RowShape
+    kind: str
+    fail_on_reject: bool
+    grant: Grant | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -175,7 +168,7 @@ class _Work:
 
     def open(self) -> TextPrivatizer:
         """Checks the grant, then maps the index and binds the mechanism."""
-        require_grant(getattr(self, "grant", None)).check(self.fingerprint)
+        require_grant(self.grant).check(self.fingerprint)
         opened: EmbeddingIndex = open_index(self.index, self.search)
         return TextPrivatizer(opened, self.mechanism.bind(opened), self.options)
 
@@ -189,8 +182,8 @@ class _Privatize(beam.DoFn):
     def setup(self) -> None:
         self._privatizer = self._work.open()
         self._source = SecureSource()
-        self._rows = Metrics.counter(METRICS_NAMESPACE, "rows")
-        self._words = Metrics.counter(METRICS_NAMESPACE, "words")
+        self._rows = Metrics.counter(METRICS_NAMESPACE, "privatized_rows")
+        self._words = Metrics.counter(METRICS_NAMESPACE, "privatized_words")
 
     def start_bundle(self) -> None:
         self._source.rekey()
@@ -229,9 +222,10 @@ class _PrivatizeRows(_Privatize):
             Metrics.counter(METRICS_NAMESPACE, f"rejects/{reason}").inc()
             if work.fail_on_reject:
                 raise InputError(
-                    f"a row was rejected ({reason}); PrivatizeText(...).with_rejects() returns such rows as a second output"
+                    f"a row was rejected ({reason}); PrivatizeText(...).with_rejects() returns such rows as a second "
+                    "output"
                 )
-            return [pvalue.TaggedOutput(_REJECTED, rejects_batch([reason], None, [None]))]
+            return [pvalue.TaggedOutput(_REJECTED, rejects_batch([Reject(reason, None)], None))]
         self._waiting.append(WindowedValue(element, timestamp, (window,)))
         self._texts.append(text)
         self._characters += len(text or "")

@@ -1,14 +1,17 @@
 import numpy as np
 import pytest
-from beam_dp.errors import ArgumentError
-from beam_dp.mechanisms.alias import AliasTables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
+from beam_dp.errors import ArgumentError
+from beam_dp.mechanisms.alias import AliasTables
+
 weights = hnp.arrays(
-    np.float64, st.tuples(st.integers(1, 5), st.integers(1, 40)), elements=st.sampled_from([0.0, 1e-15, 1e-6, 0.1, 1.0, 7.0])
+    np.float64,
+    st.tuples(st.integers(1, 5), st.integers(1, 40)),
+    elements=st.sampled_from([0.0, 1e-15, 1e-6, 0.1, 1.0, 7.0]),
 )
 
 

@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+
 from beam_dp.mechanisms.laws import SparseLaw, disjoint_pair, metric_delta
 
 
@@ -23,9 +24,9 @@ def test_delta_is_the_largest_hockey_stick_sum(rng):
     np.put_along_axis(matrix, ids.astype(int), probabilities, axis=1)
     for epsilon in (0.1, 1.0, 5.0):
         exact = dense_delta(matrix, points.astype(np.float64), epsilon)
-        assert metric_delta(SparseLaw(ids, probabilities), points, epsilon) == np.float64(exact).round(15) or math.isclose(
-            metric_delta(SparseLaw(ids, probabilities), points, epsilon), exact, abs_tol=1e-10
-        )
+        assert metric_delta(SparseLaw(ids, probabilities), points, epsilon) == np.float64(exact).round(
+            15
+        ) or math.isclose(metric_delta(SparseLaw(ids, probabilities), points, epsilon), exact, abs_tol=1e-10)
 
 
 def test_delta_of_randomised_response_is_zero_from_its_epsilon_on():

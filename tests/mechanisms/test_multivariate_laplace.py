@@ -2,9 +2,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from beam_dp.errors import ArgumentError
 from beam_dp.mechanisms import MECHANISMS, MultivariateLaplace
-from scipy import stats
 
 BAD_EPSILONS = [0, 0.0, -1, math.nan, math.inf, "1", True, None]
 

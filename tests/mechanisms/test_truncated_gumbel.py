@@ -2,10 +2,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy import integrate, special, stats
+
 from beam_dp.errors import ArgumentError
 from beam_dp.mechanisms import TruncatedGumbel
 from beam_dp.mechanisms.truncated_gumbel import candidate_count_law, published_scale, truncated_gumbel_law
-from scipy import integrate, special, stats
 
 
 def simulate(distances, counts, scale, bound, n, rng):

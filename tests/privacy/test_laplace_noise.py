@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from auditing import audited_epsilon
-from beam_dp.mechanisms.multivariate_laplace import multivariate_laplace_noise
 from scipy import stats
+
+from beam_dp.mechanisms.multivariate_laplace import multivariate_laplace_noise
 
 EPSILON = 12.0
 SIGNIFICANCE = 1e-4

@@ -1,0 +1,1 @@
+"""What it costs, beside peers, as ratios measured in one run."""

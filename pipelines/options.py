@@ -1,0 +1,275 @@
+"""Command-line options that every pipeline shares, parsed strictly, on top of Beam's own.
+
+Beam parses leniently: it drops what it does not know. Here a flag that nobody knows is refused and the nearest known
+one is named, so that a misspelt ``--epsilom=1`` never runs with a default instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import uuid
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, cast
+
+from apache_beam.options.pipeline_options import (
+    FlinkRunnerOptions,
+    PipelineOptions,
+    PortableOptions,
+    StandardOptions,
+    TestOptions,
+)
+
+from beam_dp.errors import ArgumentError
+
+ENGINES = ("local", "local-parallel", "flink", "dataflow")
+FORMATS = ("auto", "text", "jsonl", "csv", "tsv", "parquet")
+_EMBEDDED_FLINK = ("[auto]", "[local]")
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RUNNER_HINT = (
+    "Every option of Beam and of the chosen runner is accepted too, e.g. --runner, --direct_num_workers, "
+    "--flink_master, --project, --region, --temp_location: see https://beam.apache.org/documentation/runners/ ."
+)
+
+
+def _whole_number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]+", text):
+        raise argparse.ArgumentTypeError("must be a whole number of at least 0")
+    return int(text)
+
+
+def _run_id(text: str) -> str:
+    if not _RUN_ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            "must be 1 to 64 letters, digits, dots, hyphens or underscores, the first a letter or digit"
+        )
+    return text
+
+
+class RunOptions(PipelineOptions):
+    """The options of every pipeline of this package.
+
+    Beam puts the flags of all direct subclasses of PipelineOptions that a process has imported into one parser, where
+    a flag may exist once. So a flag that two pipelines have belongs here, and none is declared as required: use
+    `require_flags`.
+    """
+
+    @classmethod
+    def _add_argparse_args(cls, parser: ArgumentParser) -> None:
+        parser.add_argument("--input", metavar="GLOB", help="files to read, a path or URI that may hold wildcards")
+        parser.add_argument("--output", metavar="PREFIX", help="shards are written to PREFIX-SSSSS-of-NNNNN.ext")
+        parser.add_argument("--format", choices=FORMATS, default="auto", help="of the input files (default: auto)")
+        parser.add_argument("--ledger", metavar="FILE.json", help="also write the ledger to this file")
+        parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+        parser.add_argument(
+            "--max_rejects", type=_whole_number, default=0, metavar="N", help="fail above N rejected rows (default: 0)"
+        )
+        parser.add_argument("--run_id", type=_run_id, metavar="ID", help="names this run's staging (default: random)")
+        parser.add_argument("--engine", choices=ENGINES, help="where to run (default: local, unless --runner is given)")
+        parser.add_argument(
+            "--verbose", action="store_true", help="show Beam's log and tracebacks, which may quote input data"
+        )
+
+
+class StrictParser(ArgumentParser):
+    """An argparse parser that raises ArgumentError where argparse would print its usage and exit."""
+
+    def __init__(self, description: str = "") -> None:
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
+            allow_abbrev=False,
+            usage="%(prog)s [--flag=value ...]",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ArgumentError with argparse's message, without the word 'argument' in front of the flag."""
+        raise ArgumentError(message.removeprefix("argument "))
+
+    def parse_strictly(self, argv: Sequence[str]) -> Namespace:
+        """Parses ``argv``, in which every item must belong to a flag of this parser.
+
+        Raises:
+            ArgumentError: unknown flag (names the nearest known one), wrong or missing value, positional argument.
+        """
+        namespace, unknown = self.parse_known_args(list(argv))
+        flags = [item for item in unknown if item.startswith("-") and item != "--"]
+        if flags:
+            raise ArgumentError(self._unknown_flag(flags[0].split("=", 1)[0]))
+        if unknown:
+            raise ArgumentError(f"unexpected argument {unknown[0]!r}: options are written --flag=value")
+        return namespace
+
+    def _unknown_flag(self, flag: str) -> str:
+        known = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(flag, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "--help lists the options"
+        return f"unknown option {flag}; {hint}"
+
+
+def parse_flags(argv: Sequence[str], declare: Callable[[ArgumentParser], None], *, description: str) -> Namespace:
+    """Parses the flags of a program that runs no pipeline, as strictly as `parse_options`.
+
+    Args:
+        argv: the command line without the program's name.
+        declare: adds the program's flags to the parser.
+        description: what ``--help`` says first.
+
+    Raises:
+        ArgumentError: see `StrictParser.parse_strictly`.
+        SystemExit: 0, after ``--help``.
+    """
+    parser = StrictParser(description)
+    declare(parser)
+    if _wants_help(argv):
+        _print_help(parser)
+    return parser.parse_strictly(argv)
+
+
+def parse_options(argv: Sequence[str], *classes: type[PipelineOptions], description: str = "") -> PipelineOptions:
+    """The options of a pipeline: those of `RunOptions`, of ``classes``, of Beam and of its runners.
+
+    The preset of ``--engine`` fills the runner's flags that were not given; a missing ``--run_id`` is drawn at random.
+
+    Args:
+        argv: the command line without the program's name.
+        classes: the pipeline's own options.
+        description: what ``--help`` says first.
+
+    Raises:
+        ArgumentError: see `StrictParser.parse_strictly`; also an ``--engine`` that contradicts ``--runner``.
+        SystemExit: 0, after ``--help``.
+    """
+    if _wants_help(argv):
+        parser = StrictParser(description)
+        for cls in (*classes, RunOptions):
+            _declare(cls, parser)
+        parser.epilog = _RUNNER_HINT
+        _print_help(parser)
+    flags = _with_dry_run_value(argv)
+    given = _full_parser((RunOptions, *classes)).parse_strictly(flags)
+    engine = given.engine or (None if given.runner else "local")
+    if engine:
+        flags += _preset(engine, given, flags)
+    options = PipelineOptions(flags)
+    run = options.view_as(RunOptions)
+    run.engine = engine
+    run.run_id = given.run_id or uuid.uuid4().hex[:16]
+    options.view_as(TestOptions).dry_run = _boolean("--dry_run", given.dry_run)
+    return options
+
+
+def require_flags(options: PipelineOptions, *names: str) -> None:
+    """Raises ArgumentError naming the first of ``names`` (without dashes) that was not given or is empty."""
+    values = options.get_all_options()
+    for name in names:
+        if values.get(name) in (None, ""):
+            raise ArgumentError(f"--{name} is required: write --{name}=VALUE")
+
+
+def is_remote_engine(options: PipelineOptions) -> bool:
+    """Whether workers run on other machines, where this machine's files do not exist."""
+    runner = _runner_name(options.view_as(StandardOptions).runner or StandardOptions.DEFAULT_RUNNER)
+    if runner in {_runner_name(name) for name in (*StandardOptions.LOCAL_RUNNERS, "InteractiveRunner", "DaskRunner")}:
+        return False
+    # LOOPBACK runs the user code in the submitting process, whichever cluster drives it.
+    return "dataflow" in runner or options.view_as(PortableOptions).environment_type != "LOOPBACK"
+
+
+def is_local_path(path: str) -> bool:
+    """Whether ``path`` names a file of this machine and not a URI such as gs://bucket/file."""
+    return "://" not in path or path.startswith("file://")
+
+
+def require_remote_paths(options: PipelineOptions, paths: Mapping[str, str | None]) -> None:
+    """Refuses paths of this machine where the workers run on others.
+
+    Args:
+        options: the pipeline's options.
+        paths: flag (with dashes) to path; None where none was given.
+
+    Raises:
+        ArgumentError: names the first flag whose path is local although the engine is remote.
+    """
+    if not is_remote_engine(options):
+        return
+    for flag, path in paths.items():
+        if path is not None and is_local_path(path):
+            raise ArgumentError(
+                f"{flag} is a path of this machine, which the workers of this engine cannot reach: give a URI "
+                "of a file system that they share, e.g. gs://BUCKET/..."
+            )
+
+
+def _full_parser(own: Sequence[type[PipelineOptions]]) -> StrictParser:
+    """A parser of our flags and of Beam's; ours first, so that a near miss is told the nearest of ours."""
+    parser = StrictParser()
+    beams = [cls for cls in PipelineOptions.__subclasses__() if cls.__module__.startswith("apache_beam.")]
+    for cls in (*own, *beams):
+        _declare(cls, parser)
+    return parser
+
+
+def _declare(cls: type[PipelineOptions], parser: StrictParser) -> None:
+    # Beam's annotation names its own parser class, of which no options class uses more than argparse has.
+    cls._add_argparse_args(cast(Any, parser))
+
+
+def _preset(engine: str, given: Namespace, flags: Sequence[str]) -> list[str]:
+    """The runner flags that ``engine`` stands for, without those that were given."""
+    runner = {"flink": "FlinkRunner", "dataflow": "DataflowRunner"}.get(engine, "FnApiRunner")
+    if given.runner and _runner_name(given.runner) != _runner_name(runner):
+        raise ArgumentError(f"--engine={engine} runs on {runner}, which contradicts --runner: leave one of them out")
+    preset = {"--runner": runner}
+    if engine == "local-parallel":
+        preset |= {"--direct_num_workers": str(_available_cpus()), "--direct_running_mode": "multi_processing"}
+    elif engine == "flink":
+        master = given.flink_master or FlinkRunnerOptions().flink_master
+        preset["--environment_type"] = "LOOPBACK" if master in _EMBEDDED_FLINK else "DOCKER"
+    named = {flag.split("=", 1)[0] for flag in flags}
+    return [f"{flag}={value}" for flag, value in preset.items() if flag not in named]
+
+
+def _available_cpus() -> int:
+    """Processors that this process may use; a container often gets fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _runner_name(runner: str) -> str:
+    """A runner's name as Beam compares it: no package, no case, no 'Runner' at the end."""
+    return runner.rsplit(".", 1)[-1].lower().removesuffix("runner")
+
+
+def _with_dry_run_value(argv: Sequence[str]) -> list[str]:
+    """``argv`` with a bare ``--dry_run``, which Beam declares with a value, given the value true."""
+    following = [*argv, "--"][1:]
+    return [
+        "--dry_run=true" if item == "--dry_run" and next_item.startswith("-") else item
+        for item, next_item in zip(argv, following, strict=True)
+    ]
+
+
+def _boolean(flag: str, value: str | bool) -> bool:
+    # Beam takes the text "false" for true: any text that is not empty is.
+    if isinstance(value, bool):
+        return value
+    if value.lower() not in _BOOLEANS:
+        raise ArgumentError(f"{flag} must be true or false")
+    return _BOOLEANS[value.lower()]
+
+
+def _wants_help(argv: Sequence[str]) -> bool:
+    return "--help" in argv or "-h" in argv
+
+
+def _print_help(parser: StrictParser) -> NoReturn:
+    parser.print_help(sys.stdout)
+    raise SystemExit(0)

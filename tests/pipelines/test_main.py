@@ -1,0 +1,317 @@
+"""The shell around every runnable: exit statuses, the last line, and silence."""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beam_dp.errors import (
+    ArgumentError,
+    BeamDpError,
+    BudgetExceededError,
+    GrantError,
+    IndexArtifactError,
+    InputError,
+    ResourceError,
+)
+from pipelines.main import explain, progress, run_main, summary
+from pipelines.options import parse_options
+
+ROOT = Path(__file__).parents[2]
+SECRET = "zanzibar-4711"
+
+_JOB = f"""
+import logging, os, sys, time
+import apache_beam as beam
+from beam_dp.errors import InputError
+from pipelines.main import run_main, summary
+from pipelines.options import parse_options
+
+SECRET = {SECRET!r}
+
+
+class Act(beam.DoFn):
+    def __init__(self, act):
+        self.act = act
+
+    def process(self, element):
+        logging.critical(SECRET)
+        os.write(2, SECRET.encode())
+        if self.act == "ours":
+            raise InputError("column text is missing")
+        if self.act == "foreign":
+            raise KeyError(SECRET)
+        if self.act == "full":
+            raise OSError(28, SECRET)
+        if self.act == "die" and os.getpid() != element:
+            os._exit(9)
+        yield element
+
+
+def body(argv):
+    act = argv.pop(0)
+    options = parse_options(argv)
+    if act == "wait":
+        print("ready", flush=True)
+        time.sleep(60)
+    with beam.Pipeline(options=options) as p:
+        p | beam.Create([os.getpid()]) | beam.Reshuffle() | beam.ParDo(Act(act))
+    summary("wrote 3 shards")
+
+
+def main():
+    sys.exit(run_main(body))
+"""
+ONE_PROCESS = ["--engine=local"]
+TWO_PROCESSES = ["--engine=local-parallel", "--direct_num_workers=2"]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Any:
+    """Starts the program above as a user would, in a process of its own."""
+    (tmp_path / "example_job.py").write_text(_JOB)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+
+    def start(act: str, *flags: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", "import example_job; example_job.main()", act, *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("engine", [ONE_PROCESS, TWO_PROCESSES], ids=["one process", "two processes"])
+@pytest.mark.parametrize(
+    ("act", "status", "last"),
+    [
+        ("none", 0, None),
+        ("ours", 2, "error: column text is missing"),
+        ("foreign", 1, "error: KeyError (unexpected); rerun with --verbose, which may show input data"),
+        ("full", 2, "error: No space left on device"),
+    ],
+)
+def test_a_worker_decides_the_status_and_says_no_data(
+    job: Any, engine: list[str], act: str, status: int, last: str | None
+) -> None:
+    process = job(act, *engine)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == status
+    assert out == ("wrote 3 shards\n" if status == 0 else "")
+    assert SECRET not in err
+    assert "Traceback" not in err
+    if last is not None:
+        assert err.rstrip("\n").split("\n")[-1].startswith(last)
+
+
+def test_verbose_shows_it_all(job: Any) -> None:
+    process = job("foreign", "--verbose", *TWO_PROCESSES)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert SECRET in err
+    assert "Traceback" in err
+    assert err.rstrip("\n").split("\n")[-1].startswith("error: KeyError")
+
+
+def test_a_worker_that_dies_ends_the_run(job: Any) -> None:
+    process = job("die", *TWO_PROCESSES)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert err.rstrip("\n").split("\n")[-1].startswith("error: a worker process died")
+
+
+def test_ctrl_c(job: Any) -> None:
+    process = job("wait")
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.rstrip("\n").split("\n")[-1] == "error: interrupted"
+    assert "Traceback" not in err
+
+
+def test_workers_import_what_a_checkout_holds() -> None:
+    """As ``python -m pipelines.x`` in a checkout that is not installed: the folder is the only thing on the path."""
+    script = (
+        "import apache_beam as beam, sys\n"
+        "from beam_dp.errors import describe_kind\n"
+        "from pipelines.main import run_main\n"
+        "from pipelines.options import is_local_path, parse_options\n"
+        "def body(argv):\n"
+        "    with beam.Pipeline(options=parse_options(argv)) as p:\n"
+        "        p | beam.Create(['a']) | beam.Map(describe_kind) | beam.Map(is_local_path)\n"
+        "sys.exit(run_main(body))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run(
+        [sys.executable, "-c", script, *TWO_PROCESSES],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=environment,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ArgumentError("epsilon must be above 0"), 2, "epsilon must be above 0"),
+        (InputError("no file matches [while running 'Read']"), 2, "no file matches"),
+        (ResourceError("x"), 2, "x"),
+        (IndexArtifactError("x"), 2, "x"),
+        (BudgetExceededError("the plan needs 2"), 3, "the plan needs 2"),
+        (GrantError("no grant"), 1, "no grant"),
+        (RuntimeError("beam_dp.errors.BudgetExceededError: too much [while running 'A']"), 3, "too much"),
+        (
+            RuntimeError(
+                "Traceback (most recent call last):\n  x\nbeam_dp.errors.InputError: a\n\nDuring\n\n"
+                "beam_dp.errors.InputError: a [while running 'ParDo(F)-ptransform-7']\n"
+            ),
+            2,
+            "a",
+        ),
+        (
+            Exception(
+                "Pipeline failed in state FAILED: java.lang.RuntimeError: Error received from SDK harness for "
+                "instruction 3: Traceback (most recent call last):\n  File\n"
+                "beam_dp.errors.IndexArtifactError: index.ann is damaged [while running 'x']\n\n\tat java"
+            ),
+            2,
+            "index.ann is damaged",
+        ),
+        (OSError(errno.ENOSPC, "quoted"), 2, "No space left on device: free some space"),
+        (FileNotFoundError(errno.ENOENT, "quoted", "in.txt"), 2, "No such file or directory: in.txt"),
+        (
+            RuntimeError("OSError: [Errno 28] quoted: '/x' [while running 'W']"),
+            2,
+            "No space left on device: free some space (in a worker)",
+        ),
+    ],
+)
+def test_errors_are_explained(error: Exception, status: int, message: str) -> None:
+    assert explain(error) == (status, message)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "name"),
+    [
+        (ValueError(SECRET), 1, "ValueError"),
+        (RuntimeError(f"Traceback\nKeyError: '{SECRET}'"), 1, "KeyError"),
+        (RuntimeError(f"Traceback\npyarrow.lib.ArrowInvalid: {SECRET}"), 1, "ArrowInvalid"),
+        (RuntimeError(f"{SECRET}Error: x\n{SECRET}: y"), 1, "RuntimeError"),
+        (RuntimeError(f"some text about beam_dp.errors.InputError: {SECRET}"), 1, "RuntimeError"),
+        (RuntimeError(f"beam_dp.errors.NoSuchError: {SECRET}"), 1, "RuntimeError"),
+        (RuntimeError(f"beam_dp.errors.math: {SECRET}"), 1, "RuntimeError"),
+        (OSError(SECRET), 2, "OSError"),
+        (RuntimeError(f"ConnectionResetError: {SECRET} [while running 'W']"), 2, "ConnectionResetError"),
+    ],
+)
+def test_foreign_errors_are_named_and_not_quoted(error: Exception, status: int, name: str) -> None:
+    expected = f"{name} (unexpected); rerun with --verbose, which may show input data"
+    assert explain(error) == (status, expected)
+
+
+def test_the_cause_of_a_foreign_error_counts() -> None:
+    try:
+        try:
+            raise ResourceError("disk full")
+        except BeamDpError as cause:
+            raise RuntimeError(SECRET) from cause
+    except RuntimeError as error:
+        assert explain(error) == (2, "disk full")
+
+
+def _raise(error: BaseException) -> Any:
+    def body(_: list[str]) -> None:
+        raise error
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "last"),
+    [
+        (ArgumentError("no"), 2, "error: no\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (SystemExit(0), 0, ""),
+        (SystemExit(None), 0, ""),
+        (SystemExit(3), 3, ""),
+    ],
+)
+def test_run_main_in_process(error: BaseException, status: int, last: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_main(_raise(error), []) == status
+    assert capfd.readouterr().err == last
+
+
+def test_arguments_and_status_of_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    assert run_main(seen.append, ["--a"]) == 0
+    monkeypatch.setattr(sys, "argv", ["program", "--b"])
+    assert run_main(lambda argv: len(argv) + 4) == 5
+    assert run_main(seen.append) == 0
+    assert seen == [["--a"], ["--b"]]
+
+
+def test_silence_is_over_after_the_run(capfd: pytest.CaptureFixture[str]) -> None:
+    before = (logging.root.manager.disable, sys.stderr, threading.excepthook, list(warnings.filters))
+    assert run_main(_raise(InputError("x")), []) == 2
+    assert (logging.root.manager.disable, sys.stderr, threading.excepthook, list(warnings.filters)) == before
+    capfd.readouterr()
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"
+
+
+def test_summaries_go_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    summary("wrote 3 shards", "ledger: out.json")
+    assert capsys.readouterr().out == "wrote 3 shards\nledger: out.json\n"
+
+
+def test_progress_counts_staged_shards_on_a_terminal(tmp_path: Path) -> None:
+    options = parse_options([f"--output={tmp_path}/out", "--run_id=r"])
+    staging = tmp_path / "out.tmp-r"
+    staging.mkdir()
+    for number in range(3):
+        (staging / f"{number}").touch()
+    master, slave = pty.openpty()
+    shown = b""
+    with os.fdopen(slave, "w") as terminal, progress("privatizing", options, terminal):
+        while b"3 shards staged" not in shown:
+            shown += os.read(master, 1000)
+    os.close(master)
+    assert b"privatizing 00:0" in shown
+    assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
+def test_progress_is_silent_elsewhere() -> None:
+    stream = io.StringIO()
+    with progress("privatizing", parse_options(["--output=gs://bucket/out"]), stream):
+        time.sleep(0)
+    assert stream.getvalue() == ""
+
+
+def test_progress_ends_with_the_body() -> None:
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as terminal, pytest.raises(InputError), progress("reading", None, terminal):
+        raise InputError("x")
+    os.close(master)
+    assert not [thread for thread in threading.enumerate() if thread.name == "progress"]

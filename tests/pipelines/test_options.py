@@ -1,0 +1,249 @@
+"""Command-line options: strict, and at peace with Beam's own."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+from argparse import ArgumentParser
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    DirectOptions,
+    PipelineOptions,
+    PortableOptions,
+    StandardOptions,
+    TestOptions,
+)
+
+import pipelines
+from beam_dp.errors import ArgumentError
+from pipelines.options import (
+    ENGINES,
+    RunOptions,
+    is_local_path,
+    is_remote_engine,
+    parse_flags,
+    parse_options,
+    require_flags,
+    require_remote_paths,
+)
+
+TestOptions.__test__ = False  # type: ignore[attr-defined]  # Beam's class, not a test
+
+
+class _TextOptions(PipelineOptions):
+    @classmethod
+    def _add_argparse_args(cls, parser: Any) -> None:
+        parser.add_argument("--example_epsilon", type=float, help="of the example mechanism")
+
+
+def _runner(options: PipelineOptions) -> Any:
+    return options.view_as(StandardOptions).runner
+
+
+def test_no_flag_is_declared_twice() -> None:
+    """Beam builds one parser out of all option classes that are imported, with ours among them."""
+    for module in pkgutil.iter_modules(pipelines.__path__, "pipelines."):
+        importlib.import_module(module.name)
+    parser = ArgumentParser(allow_abbrev=False)
+    classes = PipelineOptions.__subclasses__()
+    assert RunOptions in classes
+    for cls in classes:
+        cls._add_argparse_args(parser)  # type: ignore[arg-type]
+    assert parser.parse_args(["--input=a"]).input == "a"
+    assert not [action.dest for action in parser._actions if action.required]
+
+
+def test_both_spellings_of_a_value() -> None:
+    options = parse_options(["--input=a", "--output", "b", "--example_epsilon=1.5", "--overwrite"], _TextOptions)
+    run = options.view_as(RunOptions)
+    assert (run.input, run.output, run.overwrite) == ("a", "b", True)
+    assert options.view_as(_TextOptions).example_epsilon == 1.5
+
+
+def test_defaults() -> None:
+    run = parse_options([]).view_as(RunOptions)
+    assert run.format == "auto"
+    assert run.max_rejects == 0
+    assert run.engine == "local"
+    assert (run.overwrite, run.verbose) == (False, False)
+    assert (run.input, run.output, run.ledger) == (None, None, None)
+    assert run.run_id != parse_options([]).view_as(RunOptions).run_id
+    assert parse_options(["--run_id=night-7"]).view_as(RunOptions).run_id == "night-7"
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--inptu=a"], "unknown option --inptu; did you mean --input?"),
+        (["--example_epsilom", "1"], "unknown option --example_epsilom; did you mean --example_epsilon?"),
+        (["--inp=a"], "unknown option --inp; did you mean --input?"),
+        (["--runer=x"], "unknown option --runer; did you mean --runner?"),
+        (["--zzzzzzzz"], "unknown option --zzzzzzzz; --help lists the options"),
+        (["-x"], "unknown option -x"),
+        (["file.txt"], "unexpected argument 'file.txt'"),
+        (["--overwrite", "true"], "unexpected argument 'true'"),
+        (["--", "a"], "unexpected argument"),
+        (["--input"], "--input: expected one argument"),
+        (["--overwrite=1"], "--overwrite: "),
+        (["--max_rejects=-1"], "--max_rejects: must be a whole number of at least 0"),
+        (["--max_rejects=many"], "--max_rejects: must be a whole number of at least 0"),
+        (["--example_epsilon=x"], "--example_epsilon: invalid float value"),
+        (["--format=xml"], "--format: invalid choice"),
+        (["--engine=spark"], "--engine: invalid choice"),
+        (["--run_id=../x"], "--run_id: must be 1 to 64 letters"),
+        (["--run_id="], "--run_id: must be 1 to 64 letters"),
+        (["--direct_num_workers=x"], "--direct_num_workers: invalid int value"),
+        (["--dry_run=perhaps"], "--dry_run must be true or false"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(argv: list[str], named: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        parse_options(argv, _TextOptions)
+    assert str(caught.value).startswith(named)
+
+
+def test_options_of_another_pipeline_are_unknown() -> None:
+    with pytest.raises(ArgumentError, match="unknown option --example_epsilon"):
+        parse_options(["--example_epsilon=1"])
+
+
+def test_runner_options_are_known() -> None:
+    flags = ["--flink_version=1.19", "--project=p", "--region=r", "--experiments=a,b", "--experiments=c"]
+    options = parse_options([*flags, "--environment_type=DOCKER", "--spark_version=3", "--s3_region_name=x"])
+    assert options.view_as(DebugOptions).experiments == ["a", "b", "c"]
+    assert options.get_all_options()["project"] == "p"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], False),
+        (["--dry_run"], True),
+        (["--dry_run", "--overwrite"], True),
+        (["--overwrite", "--dry_run"], True),
+        (["--dry_run=true"], True),
+        (["--dry_run", "True"], True),
+        (["--dry_run=false"], False),
+    ],
+)
+def test_dry_run_is_beams_with_and_without_a_value(argv: list[str], expected: bool) -> None:
+    options = parse_options(argv)
+    assert options.view_as(TestOptions).dry_run is expected
+    assert options.view_as(RunOptions).overwrite is ("--overwrite" in argv)
+
+
+def test_engines_fill_what_was_not_given() -> None:
+    local = parse_options(["--engine=local"])
+    assert _runner(local) == _runner(parse_options([])) == "FnApiRunner"
+    assert local.view_as(DirectOptions).direct_running_mode == "in_memory"
+    parallel = parse_options(["--engine=local-parallel"]).view_as(DirectOptions)
+    assert (_runner(parallel), parallel.direct_running_mode) == ("FnApiRunner", "multi_processing")
+    assert parallel.direct_num_workers >= 1
+    chosen = parse_options(["--engine=local-parallel", "--direct_num_workers", "3"]).view_as(DirectOptions)
+    assert (chosen.direct_num_workers, chosen.direct_running_mode) == (3, "multi_processing")
+    assert _runner(parse_options(["--engine=dataflow"])) == "DataflowRunner"
+    flink = parse_options(["--engine=flink"])
+    assert (_runner(flink), flink.view_as(PortableOptions).environment_type) == ("FlinkRunner", "LOOPBACK")
+    cluster = parse_options(["--engine=flink", "--flink_master=host:8081"])
+    assert cluster.view_as(PortableOptions).environment_type == "DOCKER"
+    process = parse_options(["--engine=flink", "--flink_master=host:8081", "--environment_type=PROCESS"])
+    assert process.view_as(PortableOptions).environment_type == "PROCESS"
+
+
+def test_a_runner_may_be_given_instead_of_an_engine() -> None:
+    options = parse_options(["--runner=DirectRunner"])
+    assert _runner(options) == "DirectRunner"
+    assert options.view_as(RunOptions).engine is None
+    for same in ("FlinkRunner", "flink", "apache_beam.runners.portability.flink_runner.FlinkRunner"):
+        assert _runner(parse_options(["--engine=flink", f"--runner={same}"])) == same
+    with pytest.raises(ArgumentError, match="--engine=local runs on FnApiRunner, which contradicts --runner"):
+        parse_options(["--engine=local", "--runner=FlinkRunner"])
+
+
+def test_options_make_a_pipeline_that_runs() -> None:
+    with beam.Pipeline(options=parse_options(["--run_id=x"])) as p:
+        assert type(p.runner).__name__ == "FnApiRunner"
+        assert p.options.view_as(RunOptions).run_id == "x"
+        _ = p | beam.Create([1])
+
+
+@pytest.mark.parametrize(
+    ("argv", "remote"),
+    [
+        ([], False),
+        (["--engine=local-parallel"], False),
+        (["--runner=DirectRunner"], False),
+        (["--runner=apache_beam.runners.direct.direct_runner.DirectRunner"], False),
+        (["--runner=prismrunner"], False),
+        (["--engine=flink"], False),
+        (["--engine=flink", "--flink_master=host:8081"], True),
+        (["--runner=PortableRunner", "--environment_type=LOOPBACK"], False),
+        (["--runner=PortableRunner"], True),
+        (["--runner=SparkRunner"], True),
+        (["--engine=dataflow"], True),
+        (["--engine=dataflow", "--environment_type=LOOPBACK"], True),
+    ],
+)
+def test_local_paths_are_for_local_workers(argv: list[str], remote: bool) -> None:
+    options = parse_options(argv)
+    assert is_remote_engine(options) is remote
+    require_remote_paths(options, {"--input": "gs://bucket/*.txt", "--index": None})
+    if remote:
+        for path in ("data/*.txt", "/data/x", "file:///data/x"):
+            with pytest.raises(ArgumentError, match=r"^--index is a path of this machine"):
+                require_remote_paths(options, {"--input": "gs://bucket/*.txt", "--index": path})
+    else:
+        require_remote_paths(options, {"--index": "data/index"})
+
+
+def test_local_paths() -> None:
+    assert is_local_path("a/b")
+    assert is_local_path("file:///a/b")
+    assert not is_local_path("gs://a/b")
+    assert not is_local_path("hdfs://a/b")
+
+
+def test_required_flags_are_named() -> None:
+    options = parse_options(["--input=a", "--output="])
+    require_flags(options, "input")
+    with pytest.raises(ArgumentError, match="--output is required"):
+        require_flags(options, "input", "output")
+    with pytest.raises(ArgumentError, match="--ledger is required"):
+        require_flags(options, "ledger")
+
+
+def test_help_shows_our_flags_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_options(["--input=a", "--help"], _TextOptions, description="Does an example.")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert "Does an example." in shown
+    assert "of the example mechanism" in shown
+    for flag in ("--input", "--overwrite", "--engine", *ENGINES):
+        assert flag in shown
+    assert "--flink_version" not in shown
+    assert "https://beam.apache.org" in shown
+
+
+def test_programs_without_a_pipeline_parse_as_strictly(capsys: pytest.CaptureFixture[str]) -> None:
+    def declare(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--vectors", required=True)
+        parser.add_argument("--trees", type=int, default=50)
+
+    given = parse_flags(["--vectors=a"], declare, description="Builds.")
+    assert (given.vectors, given.trees) == ("a", 50)
+    for argv, named in (
+        ([], "--vectors"),
+        (["--vectors=a", "--tree=3"], "did you mean --trees"),
+        (["--vectors=a", "--trees=x"], "--trees: invalid int value"),
+    ):
+        with pytest.raises(ArgumentError, match=named):
+            parse_flags(argv, declare, description="Builds.")
+    with pytest.raises(SystemExit):
+        parse_flags(["-h"], declare, description="Builds.")
+    assert "Builds." in capsys.readouterr().out
