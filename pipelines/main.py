@@ -17,7 +17,6 @@ import errno
 import logging
 import os
 import re
-import signal
 import sys
 import threading
 import traceback
@@ -32,10 +31,12 @@ from tqdm import tqdm
 from beam_dp import errors
 from beam_dp.errors import BeamDpError, ResourceError
 from pipelines.options import RunOptions, is_local_path
+from pipelines.workers import WorkerCrash, late_workers_stop
 
 Body = Callable[[list[str]], int | None]
 
 _INTERRUPTED = 130
+_CRASHED = "a worker process died, e.g. because memory ran out; try fewer workers (--direct_num_workers)"
 _REFRESH_SECONDS = 0.5
 _WHILE_RUNNING = r"(?: \[while running .*)?"
 _OUR_ERROR = re.compile(rf"^\s*beam_dp\.errors\.(\w+): (.*?){_WHILE_RUNNING}$", re.MULTILINE)
@@ -53,15 +54,16 @@ def run_main(body: Body, argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in arguments
-    crash = _WorkerCrash()
+    crash = WorkerCrash()
     with contextlib.ExitStack() as stack:
         if not verbose:
             stack.enter_context(_silence())
         stack.enter_context(crash.watched(verbose))
+        stack.enter_context(late_workers_stop())
         try:
             return body(arguments) or 0
         except KeyboardInterrupt:
-            status, message = crash.outcome() or (_INTERRUPTED, "interrupted")
+            status, message = (ResourceError.exit_status, _CRASHED) if crash.happened else (_INTERRUPTED, "interrupted")
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except Exception as error:
@@ -139,42 +141,6 @@ def progress(description: str, options: PipelineOptions | None = None, stream: T
         finally:
             done.set()
             watcher.join()
-
-
-class _WorkerCrash:
-    """Notices that a worker process of the embedded runner has died.
-
-    The runner would wait for its answer for ever: a thread of its own notices the exit, raises, and nobody looks.
-    """
-
-    def __init__(self) -> None:
-        self._crashed = False
-
-    @contextlib.contextmanager
-    def watched(self, verbose: bool) -> Iterator[None]:
-        """Interrupts the main thread on such a crash; other threads' tracebacks are shown with ``verbose`` only."""
-        before = threading.excepthook
-        main = threading.main_thread()
-
-        def hook(args: threading.ExceptHookArgs) -> None:
-            if verbose:
-                before(args)
-            if args.thread is not None and args.thread.name == "run_worker" and not self._crashed:
-                self._crashed = True
-                if main.ident is not None:
-                    signal.pthread_kill(main.ident, signal.SIGINT)
-
-        threading.excepthook = hook
-        try:
-            yield
-        finally:
-            threading.excepthook = before
-
-    def outcome(self) -> tuple[int, str] | None:
-        """The status and message if a worker has died, else None."""
-        if not self._crashed:
-            return None
-        return ResourceError.exit_status, "a worker process died, e.g. because memory ran out; try fewer workers"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from beam_dp.accounting import Grant, Ledger, Plan, require_grant
 from beam_dp.accounting.pipeline import LedgerPipeline, ledger_of
 from beam_dp.errors import ArgumentError, GrantError, LedgerSealedError
 from beam_dp.guarantees import MetricGuarantee
+from pipelines.workers import late_workers_stop
 
 DIGEST = "ab" * 32
 ONE_PROCESS = ["--runner=FnApiRunner"]
@@ -25,10 +26,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _importable_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worker processes must find this module and the package as this process does."""
+def _worker_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Worker processes must find this module and the package as this process does, and must end when a run fails."""
     paths = [str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    with late_workers_stop():
+        yield
 
 
 def _record(ledger: Ledger, label: str, epsilon: float = 1.0) -> Grant:

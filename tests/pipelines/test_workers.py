@@ -1,0 +1,87 @@
+"""Runs with worker processes end, whatever becomes of the workers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import ControlConnection
+
+from pipelines.workers import late_workers_stop
+
+ROOT = Path(__file__).parents[2]
+TWO_PROCESSES = ["--engine=local-parallel", "--direct_num_workers=2"]
+
+_JOB = """
+import os, sys
+import apache_beam as beam
+from beam_dp.errors import InputError
+from pipelines.main import run_main
+from pipelines.options import parse_options
+
+
+class Act(beam.DoFn):
+    def __init__(self, act):
+        self.act = act
+
+    def process(self, driver):
+        if self.act == "die" and os.getpid() != driver:
+            os._exit(9)
+        if self.act == "fail":
+            raise InputError("column text is missing")
+        yield driver
+
+
+def body(argv):
+    act = argv.pop(0)
+    with beam.Pipeline(options=parse_options(argv)) as p:
+        p | beam.Create([os.getpid()]) | beam.ParDo(Act(act))
+
+
+def main():
+    sys.exit(run_main(body))
+"""
+_LATE = """
+import os, time
+if os.environ.get("WORKER_ID") == "{worker}":
+    time.sleep({seconds})
+"""
+
+
+def _run(folder: Path, act: str, late: str | None = None) -> tuple[int, str]:
+    """The status and the last line of a run with two workers; ``late`` names one that starts after the run is over."""
+    (folder / "workers_job.py").write_text(_JOB)
+    if late is not None:
+        (folder / "sitecustomize.py").write_text(_LATE.format(worker=late, seconds=5))
+    run = subprocess.run(
+        [sys.executable, "-c", "import workers_job; workers_job.main()", act, *TWO_PROCESSES],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    return run.returncode, run.stderr.rstrip("\n").split("\n")[-1]
+
+
+def test_a_worker_that_dies_ends_the_run(tmp_path: Path) -> None:
+    status, last = _run(tmp_path, "die")
+    assert status == 2
+    assert last.startswith("error: a worker process died")
+
+
+@pytest.mark.parametrize("late", ["worker_0", "worker_1"])
+def test_a_run_that_fails_before_a_worker_connects_ends(tmp_path: Path, late: str) -> None:
+    assert _run(tmp_path, "fail", late) == (2, "error: column text is missing")
+
+
+def test_beam_is_left_as_it_was() -> None:
+    before = (ControlConnection.close, threading.excepthook)
+    with late_workers_stop():
+        assert ControlConnection.close is not before[0]
+    assert (ControlConnection.close, threading.excepthook) == before
