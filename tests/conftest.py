@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,9 +56,3 @@ class PlainSpace:
 @pytest.fixture
 def plain_space() -> type[PlainSpace]:
     return PlainSpace
-
-
-@pytest.fixture
-def data_folder() -> Iterator[Path]:
-    """The larger data sets, where the environment names them; the tests that need them say so by their mark."""
-    yield Path(os.environ["BEAM_DP_DATA"])

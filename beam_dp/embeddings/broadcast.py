@@ -25,7 +25,7 @@ from beam_dp.embeddings.cache import (
     require_cache,
     staged_folder,
 )
-from beam_dp.embeddings.files import copy_hashed, join, local_path, open_binary
+from beam_dp.embeddings.files import copy_hashed, join, local_path, open_binary, read_binary
 from beam_dp.embeddings.index import EmbeddingIndex, check_sizes
 from beam_dp.embeddings.manifest import DATA_FILES, MANIFEST_FILE, Manifest, manifest_digest
 from beam_dp.embeddings.search import SEARCH_OPTIONS, resolve_strategy
@@ -34,7 +34,6 @@ from beam_dp.errors import ArgumentError, IndexArtifactError, InputError, Resour
 # The index inside the package has no path that is right on every machine, so its reference names the package.
 DEFAULT_URI = "beam_dp:default"
 _DEFAULT_FOLDER = Path(__file__).parent / "default"
-_MAX_MANIFEST_BYTES = 1 << 24
 
 # Module-level, because a Shared handle that is unpickled anew for each DoFn would load the index anew.
 _handles: dict[tuple[str, str], Shared] = {}
@@ -129,8 +128,7 @@ def _read_manifest_bytes(uri: str) -> bytes:
     folder = _local_folder(uri)
     where = join(uri if folder is None else str(folder), MANIFEST_FILE)
     try:
-        with contextlib.closing(open_binary(where)) as stream:
-            return stream.read(_MAX_MANIFEST_BYTES)
+        return read_binary(where)
     except InputError as error:
         raise IndexArtifactError(f"no index at {uri}, or one whose build did not finish: {error}") from None
 

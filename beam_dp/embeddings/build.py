@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from apache_beam.io.filesystems import FileSystems
 from tqdm import tqdm
 
-from beam_dp.embeddings.files import copy_hashed, create_binary, join, local_path, raise_write_error, sha256_of, sync
+from beam_dp.embeddings.files import delete, exists, join, local_path, raise_write_error, sha256_of, sync, upload
 from beam_dp.embeddings.formats import FORMATS, Block, detect_format, read_vectors
 from beam_dp.embeddings.manifest import (
     DATA_FILES,
@@ -107,8 +106,8 @@ def build_index(
         require_count("max_words", max_words, _MIN_WORDS)
     _check_output(output, overwrite)
     resolved = detect_format(vectors) if format == "auto" else format
-    unit = "record" if resolved in ("word2vec_binary", "gensim") else "line"
-    vocabulary = VocabularyFilter(vectors if words is None else words, unit, max_words)
+    unit = {"word2vec_binary": "record", "gensim": "record", "npy": "row"}.get(resolved, "line")
+    vocabulary = VocabularyFilter(vectors, unit, max_words)
     bars = _bars(progress)
     try:
         with _staging(output) as folder:
@@ -136,18 +135,15 @@ def build_index(
 def _check_output(output: str, overwrite: bool) -> None:
     path = local_path(output)
     if path is None:
-        try:
-            exists = FileSystems.exists(join(output, MANIFEST_FILE))
-        except Exception as error:  # each Beam file system has errors of its own
-            raise ResourceError(f"{output} cannot be reached: {error}") from None
+        present = exists(join(output, MANIFEST_FILE))
     elif path.exists() and not path.is_dir():
         raise ArgumentError(f"output {output} is a file: give a folder that does not exist yet")
     else:
-        present = {entry.name for entry in path.iterdir()} if path.exists() else set()
-        exists = bool(present)
-        if present and (MANIFEST_FILE not in present or present - {MANIFEST_FILE, *DATA_FILES}):
+        names = {entry.name for entry in path.iterdir()} if path.exists() else set()
+        present = bool(names)
+        if names and (MANIFEST_FILE not in names or names - {MANIFEST_FILE, *DATA_FILES}):
             raise ArgumentError(f"output {output} holds files that are not of an index: give another folder")
-    if exists and not overwrite:
+    if present and not overwrite:
         raise ArgumentError(
             f"output {output} exists: give another folder, or set overwrite (--overwrite) to replace it"
         )
@@ -217,7 +213,8 @@ def _build_search(folder: Path, trees: int, bars: Bars) -> tuple[Distances, Fore
         )
     with bars("forest", size) as advance:
         build_forest(matrix, folder / FOREST_FILE, trees, advance)
-    return distances, measure_recall(matrix, folder / FOREST_FILE, trees, distances)
+    with bars("recall", None) as advance:
+        return distances, measure_recall(matrix, folder / FOREST_FILE, trees, distances, advance)
 
 
 def _file_entry(path: Path) -> FileEntry:
@@ -231,19 +228,23 @@ def _publish(folder: Path, output: str) -> None:
     path = local_path(output)
     if path is None:
         manifest = join(output, MANIFEST_FILE)
-        if FileSystems.exists(manifest):
-            FileSystems.delete([manifest])
+        if exists(manifest):
+            delete(manifest)
         for name in (*DATA_FILES, MANIFEST_FILE):
-            with (folder / name).open("rb") as data, create_binary(join(output, name)) as target:
-                copy_hashed(data, name, target)
+            upload(folder / name, join(output, name))
         return
     folder.chmod(0o755)
     sync(folder / MANIFEST_FILE)
     sync(folder)
     if path.exists() and any(path.iterdir()):
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.old-", dir=path.absolute().parent) as old:
-            path.rename(Path(old) / path.name)
-            folder.rename(path)
+            previous = Path(old) / path.name
+            path.rename(previous)
+            try:
+                folder.rename(path)
+            except BaseException:
+                previous.rename(path)
+                raise
     else:
         folder.rename(path)
     sync(path.absolute().parent)

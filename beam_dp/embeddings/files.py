@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import io
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 from urllib.parse import unquote
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from beam_dp.errors import InputError, ResourceError
@@ -24,7 +27,9 @@ def local_path(uri: str) -> Path | None:
     """The local path that ``uri`` means, or None if it has a scheme other than ``file``."""
     if uri.startswith("file://"):
         return Path(unquote(uri.removeprefix("file://")))
-    return None if _SCHEME.match(uri) else Path(uri)
+    if _SCHEME.match(uri):
+        return None
+    return Path(uri).expanduser() if uri.startswith("~/") else Path(uri)
 
 
 def join(folder: str, name: str) -> str:
@@ -46,13 +51,63 @@ def open_binary(uri: str) -> BinaryIO:
         return FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED)
     except FileNotFoundError:
         raise InputError(f"{uri}: no such file") from None
-    except (OSError, BeamIOError, ValueError) as error:
+    except Exception as error:  # each Beam file system has errors of its own
         raise InputError(f"{uri} cannot be opened: {error}") from None
 
 
-def create_binary(uri: str) -> BinaryIO:
-    """``uri`` opened for writing on its Beam file system."""
-    return FileSystems.create(uri, compression_type=CompressionTypes.UNCOMPRESSED)
+def read_binary(uri: str) -> bytes:
+    """The content of ``uri``.
+
+    Raises:
+        InputError: it cannot be opened.
+        ResourceError: it cannot be read.
+    """
+    content = io.BytesIO()
+    with contextlib.closing(open_binary(uri)) as source:
+        copy_hashed(source, uri, content)
+    return content.getvalue()
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file at ``uri``, which is not local.
+
+    Raises:
+        ResourceError: its file system does not answer.
+    """
+    with _named_errors(uri, "reached"):
+        return bool(FileSystems.exists(uri))
+
+
+def delete(uri: str) -> None:
+    """Deletes the file ``uri``, which is not local.
+
+    Raises:
+        ResourceError: it cannot be deleted.
+    """
+    with _named_errors(uri, "deleted"):
+        FileSystems.delete([uri])
+
+
+def upload(path: Path, uri: str) -> None:
+    """Copies the local file ``path`` to ``uri``, which is not local.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    with (
+        _named_errors(uri, "written"),
+        path.open("rb") as source,
+        FileSystems.create(uri, compression_type=CompressionTypes.UNCOMPRESSED) as target,
+    ):
+        copy_hashed(source, str(path), target)
+
+
+@contextlib.contextmanager
+def _named_errors(uri: str, done: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each Beam file system has errors of its own
+        raise ResourceError(f"{uri} cannot be {done}: {error}") from None
 
 
 def copy_hashed(source: BinaryIO, name: str, target: BinaryIO) -> tuple[str, int]:

@@ -308,37 +308,44 @@ def _binary_blocks(stream: BinaryIO, path: str) -> Iterator[Block]:
 
 def _npy_blocks(stream: BinaryIO, path: str, words_stream: BinaryIO, words_path: str) -> Iterator[Block]:
     with contextlib.closing(stream), contextlib.closing(words_stream):
-        try:
-            shape, fortran, dtype = _NPY_HEADERS[np.lib.format.read_magic(stream)](stream)
-        except (ValueError, KeyError, EOFError, gzip.BadGzipFile):
-            raise InputError(f"{path} is not a .npy file of format 1.0 or 2.0") from None
-        if len(shape) != 2 or shape[1] < 1 or dtype.kind != "f" or dtype.itemsize > 8 or fortran:
-            raise InputError(
-                f"{path} must hold a matrix (words, dimension) of float16, float32 or float64 in C order, "
-                f"not {dtype} {shape}{' in Fortran order' if fortran else ''}"
-            )
-        size, dimension = shape
-        width = dtype.itemsize * dimension
-        step = max(1, _BLOCK_BYTES // width)
         lines = _word_lines(words_stream, words_path)
-        for start in range(0, size, step):
-            count = min(step, size - start)
-            data = _read_exactly(stream, count * width, path)
-            if len(data) < count * width:
-                raise InputError(f"{path}: the file ends in row {start + len(data) // width + 1} of {size}")
-            words = list(islice(lines, count))
-            if len(words) < count:
-                raise InputError(f"{words_path} holds {start + len(words)} words, {path} has {size} rows")
-            numbers = np.arange(start + 1, start + 1 + count)
-            lengths = np.fromiter(map(len, words), dtype=np.int64, count=count)
-            with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which the builder refuses
-                matrix = np.frombuffer(data, dtype=dtype).astype(np.float32).reshape(-1, dimension)
+        done = 0
+        for size, rows in _npy_rows(stream, path):
+            words = list(islice(lines, len(rows)))
+            if len(words) < len(rows):
+                raise InputError(f"{words_path} holds {done + len(words)} words, {path} has {size} rows")
+            numbers = np.arange(done + 1, done + 1 + len(rows))
+            lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
             checked = _checked_words(_string_array(b"".join(words), lengths), numbers, words_path, "line")
-            yield Block(checked, matrix, numbers)
+            with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is refused later
+                yield Block(checked, rows.astype(np.float32, order="C"), numbers)
+            done += len(rows)
         if next(lines, None) is not None:
-            raise InputError(f"{words_path} holds more than the {size} words that {path} has rows")
-        if _read(stream, 1, path):
-            raise InputError(f"{path}: data after row {size}, the number of rows in its header")
+            raise InputError(f"{words_path} holds more than the {done} words that {path} has rows")
+
+
+def _npy_rows(stream: BinaryIO, path: str) -> Iterator[tuple[int, npt.NDArray]]:
+    """The number of rows of a matrix, with some of them at a time; in Fortran order the file is held in memory."""
+    try:
+        shape, fortran, dtype = _NPY_HEADERS[np.lib.format.read_magic(stream)](stream)
+    except (ValueError, KeyError, EOFError, gzip.BadGzipFile):
+        raise InputError(f"{path} is not a .npy file of format 1.0 or 2.0") from None
+    if len(shape) != 2 or shape[1] < 1 or dtype.kind != "f" or dtype.itemsize > 8:
+        raise InputError(
+            f"{path} must hold a matrix (words, dimension) of float16, float32 or float64, not {dtype} {shape}"
+        )
+    size, dimension = shape
+    width = dtype.itemsize * dimension
+    step = max(1, size if fortran else _BLOCK_BYTES // width)
+    for start in range(0, size, step):
+        count = min(step, size - start)
+        data = _read_exactly(stream, count * width, path)
+        if len(data) < count * width:
+            where = "early" if fortran else f"in row {start + len(data) // width + 1}"
+            raise InputError(f"{path}: the file ends {where}, its header says {size} rows")
+        yield size, np.frombuffer(data, dtype=dtype).reshape(count, dimension, order="F" if fortran else "C")
+    if _read(stream, 1, path):
+        raise InputError(f"{path}: data after row {size}, the number of rows in its header")
 
 
 def _read_exactly(stream: BinaryIO, count: int, path: str) -> bytes:

@@ -103,7 +103,7 @@ class EmbeddingIndex:
     def lookup(self, words: pa.Array) -> npt.NDArray[np.int32]:
         """The id of each of ``words`` (n,), -1 where it is not in the vocabulary (null is not): (n,) int32.
 
-        Meant for the distinct words of a batch (``dictionary_encode``): about 0.1 µs a word.
+        Meant for the distinct words of a batch (``dictionary_encode``): a word costs a dictionary look-up.
         """
         if self._ids is None:
             self._ids = dict(zip(self.words.to_pylist(), range(self.size), strict=True))

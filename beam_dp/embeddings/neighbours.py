@@ -63,29 +63,34 @@ def neighbours(vectors: Floats, k: int) -> tuple[WordIds, Floats]:
         ids (V, k) int32 and distances (V, k) float32, rounded from float64. A word's own id comes first, then by
         distance, equal distances by lower id.
     """
+    return neighbours_of(vectors, np.arange(len(vectors)), k)
+
+
+def neighbours_of(vectors: Floats, words: npt.NDArray[np.integer], k: int) -> tuple[WordIds, Floats]:
+    """`neighbours` of some ``words`` (n,) only: (n, k) each."""
     size = len(vectors)
     k = min(k, size)
-    ids = np.empty((size, k), dtype=np.int32)
-    distances = np.empty((size, k), dtype=np.float32)
+    ids = np.empty((len(words), k), dtype=np.int32)
+    distances = np.empty((len(words), k), dtype=np.float32)
     halves, lengths = half_squared_norms(vectors), norms(vectors)
     error = score_error(vectors.shape[1], lengths, float(lengths.max()))
     step = max(64, min(_ROW_BLOCK, _SCORE_CELLS // size))
-    scratch = np.empty(min(step, size) * size, dtype=np.float32)
-    for start in range(0, size, step):
-        block = slice(start, min(start + step, size))
-        scores = scratch[: (block.stop - start) * size].reshape(-1, size)
-        np.dot(vectors[block], vectors.T, out=scores)
+    scratch = np.empty(min(step, len(words)) * size, dtype=np.float32)
+    for start in range(0, len(words), step):
+        own = words[start : start + step]
+        scores = scratch[: len(own) * size].reshape(-1, size)
+        np.dot(vectors[own], vectors.T, out=scores)
         scores -= halves
         # At least k words score `floor` or more, so the true k-th best is no worse than floor - error, and every
         # word of the true k nearest scores at least floor - 2 error.
-        floor = _kth_largest_at_least(scores, k) - 2 * error[block]
+        floor = _kth_largest_at_least(scores, k) - 2 * error[own]
         row, column = np.nonzero(scores >= np.nextafter(floor.astype(np.float32), np.float32(-np.inf))[:, None])
-        exact = pair_distances(vectors, row + start, column)
-        rank = np.lexsort((column, np.where(column == row + start, -1.0, exact), row))
-        first = np.searchsorted(row, np.arange(len(scores)))
+        exact = pair_distances(vectors, own[row], column)
+        rank = np.lexsort((column, np.where(column == own[row], -1.0, exact), row))
+        first = np.searchsorted(row, np.arange(len(own)))
         chosen = rank[first[:, None] + np.arange(k)]
-        ids[block] = column[chosen]
-        distances[block] = exact[chosen]
+        ids[start : start + step] = column[chosen]
+        distances[start : start + step] = exact[chosen]
     return ids, distances
 
 
@@ -111,7 +116,8 @@ def measure_distances(vectors: Floats, progress: Callable[[int], object]) -> Dis
     """
     best, largest = _nearest_by_tiles(vectors, progress)
     lengths = norms(vectors)
-    error = 2 * score_error(vectors.shape[1], lengths, float(lengths.max())) + 4 * _UNIT * float(lengths.max()) ** 2
+    # Of a squared distance, which is twice a score less |x|²/2: rounding that and the second subtraction adds 5u|y|².
+    error = 2 * score_error(vectors.shape[1], lengths, float(lengths.max())) + 6 * _UNIT * float(lengths.max()) ** 2
     low = np.sqrt(np.maximum(best - error, 0.0))
     high = np.sqrt(np.maximum(best + error, 0.0))
     smallest = _exact_order_statistics(vectors, low, high, [0])
@@ -157,17 +163,15 @@ def _exact_order_statistics(vectors: Floats, low: Doubles, high: Doubles, ranks:
         # The value lies in [floor, ceiling]; a word whose interval lies outside is below or above it for certain.
         unsure = np.flatnonzero((high >= floor) & (low <= ceiling))
         below = int(np.count_nonzero(high < floor))
-        exact = np.array([_nearest_distance(vectors, int(word)) for word in unsure])
-        values.append(float(np.partition(exact, rank - below)[rank - below]))
+        nearest = neighbours_of(vectors, unsure, 2)[0][:, 1]
+        at = np.argsort(pair_distances(vectors, unsure, nearest), kind="stable")[rank - below]
+        values.append(_distance(vectors[unsure[at]], vectors[nearest[at]]))
     return values
 
 
-def _nearest_distance(vectors: Floats, word: int) -> float:
-    """The distance of ``word`` to its nearest other word, correctly rounded up to the final square root."""
-    distances = pair_distances(vectors, np.full(len(vectors), word), np.arange(len(vectors)))
-    distances[word] = np.inf
-    other = int(distances.argmin())
-    difference = vectors[word].astype(np.float64) - vectors[other]
+def _distance(left: Floats, right: Floats) -> float:
+    """|left - right|, the same on every machine: the sum of squares is rounded once."""
+    difference = left.astype(np.float64) - right
     return math.sqrt(math.fsum(difference * difference))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,9 @@ def recall_at_1(vectors: Floats, found: WordIds, nearest: WordIds) -> float:
     return float(same.mean())
 
 
-def measure_recall(vectors: Floats, forest: Path, trees: int, distances: Distances) -> ForestRecord:
+def measure_recall(
+    vectors: Floats, forest: Path, trees: int, distances: Distances, progress: Callable[[int], object]
+) -> ForestRecord:
     """Chooses ``search_k`` and records the recall of the forest at several epsilons.
 
     Chosen is the smallest candidate that reaches `TARGET_RECALL` at the middle epsilon; where none up to V does, the
@@ -55,6 +58,7 @@ def measure_recall(vectors: Floats, forest: Path, trees: int, distances: Distanc
         vectors: (V, d) float32.
         forest: the Annoy file of these vectors, of ``trees`` trees.
         distances: of these vectors.
+        progress: called with the number of queries searched since the last call.
     """
     size, dimension = vectors.shape
     epsilons = noise_levels(dimension, distances)
@@ -66,6 +70,7 @@ def measure_recall(vectors: Floats, forest: Path, trees: int, distances: Distanc
     def recall(level: int, search_k: int) -> RecallPoint:
         search.search_k = search_k
         found = search.nearest(queries[level])
+        progress(QUERIES)
         return RecallPoint(epsilons[level], search_k, round(recall_at_1(vectors, found, nearest[level]), 4))
 
     tried: list[RecallPoint] = []

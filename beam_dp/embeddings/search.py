@@ -148,7 +148,6 @@ def forest_bytes(size: int, dimension: int, trees: int) -> int:
     return math.ceil(1.3 * (size + trees * (4 * size / (dimension + 2) + 1)) * (16 + 4 * dimension))
 
 
-# PLACEHOLDER
 EXACT_UP_TO = 1_000_000
 
 

@@ -52,7 +52,7 @@ class VocabularyFilter:
 
     Args:
         path: the source, to name it in errors.
-        unit: what its line numbers count: ``line`` or ``record``.
+        unit: what its line numbers count: ``line``, ``record`` or ``row``.
         max_words: at most so many words pass.
     """
 

@@ -85,7 +85,7 @@ class _Text:
         self._stream.write(_lines(_unquoted(batch, "\r\n")))
 
     def finish(self) -> None:
-        pass
+        """Nothing is held."""
 
 
 class _Tsv:
@@ -99,7 +99,7 @@ class _Tsv:
         self._stream.write(_lines(_unquoted(batch, "\r\n\t")))
 
     def finish(self) -> None:
-        pass
+        """Nothing is held."""
 
 
 class _Csv:
@@ -112,7 +112,7 @@ class _Csv:
         pa_csv.write_csv(_flat(batch), self._stream, pa_csv.WriteOptions(include_header=False))
 
     def finish(self) -> None:
-        pass
+        """Nothing is held."""
 
 
 class _Jsonl:
@@ -129,7 +129,7 @@ class _Jsonl:
         self._stream.write("".join(line + "\n" for line in lines).encode())
 
     def finish(self) -> None:
-        pass
+        """Nothing is held."""
 
 
 class _Parquet:
@@ -215,10 +215,10 @@ def _holds(text: pa.StringArray, byte: int) -> bool:
 
 def _lines(columns: list[pa.StringArray]) -> memoryview:
     """The columns between tabs, a line end after each row, as the bytes of the file."""
-    joined = pc.binary_join_element_wise(*columns, "\t") if len(columns) > 1 else columns[0]
-    lines = pc.binary_join_element_wise(joined, "", "\n")
-    if not len(lines):
+    if not columns or not len(columns[0]):
         return memoryview(b"")
+    joined = pc.binary_join_element_wise(*columns, "\t")
+    lines = pc.binary_join_element_wise(joined, "", "\n")
     offsets = np.frombuffer(lines.buffers()[1], np.int32)
     return memoryview(lines.buffers()[2])[offsets[lines.offset] : offsets[lines.offset + len(lines)]]
 

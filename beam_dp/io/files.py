@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import zstandard
@@ -72,6 +73,18 @@ def writing(path: str) -> Iterator[None]:
 def local_absolute(path: str) -> str:
     """A local path made absolute, since workers may stand in another folder; a URI as it is."""
     return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 - keeps the text of the path otherwise
+
+
+def paths_with_prefix(prefix: str) -> list[str]:
+    """The files whose paths begin with ``prefix``, in its folder.
+
+    (FileSystems.match walks through all folders below that of a local pattern.)
+    """
+    with reading(last_component(prefix)):
+        if "://" in prefix:
+            return [item.path for item in FileSystems.match([f"{prefix}*"])[0].metadata_list]
+        folder = Path(prefix).parent
+        return [str(path) for path in folder.iterdir() if str(path).startswith(prefix)] if folder.is_dir() else []
 
 
 @dataclass(frozen=True)

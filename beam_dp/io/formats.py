@@ -53,14 +53,15 @@ def is_splittable(format: str, compressed: bool) -> bool:
     return format != "csv" and not compressed
 
 
-def require_columns(columns: tuple[str, ...], there: list[str], name: str) -> None:
+def require_columns(columns: tuple[str, ...], there: list[str], name: str, *, declared: bool = False) -> None:
     """InputError unless every one of ``columns`` is once among the columns that are ``there`` in the file ``name``.
 
-    The columns there are named only if all look like names: the first line of a file without a header is data.
+    Unless they are ``declared`` (by the format or by a schema), the columns there are named only if all look like
+    names: the first line of a file without a header is data.
     """
     missing = [column for column in columns if column not in there]
     if missing:
-        if all(_LOOKS_LIKE_A_NAME.fullmatch(column) for column in there):
+        if declared or all(_LOOKS_LIKE_A_NAME.fullmatch(column) for column in there):
             listed = f"its columns are {', '.join(there)}" if there else "it has no columns"
         else:
             listed = f"its {len(there)} columns have names that do not look like a header"

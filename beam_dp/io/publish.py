@@ -27,7 +27,7 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from beam_dp.errors import ArgumentError, InputError, ResourceError
-from beam_dp.io.files import last_component, local_absolute, reading, writing
+from beam_dp.io.files import last_component, local_absolute, paths_with_prefix, reading, writing
 from beam_dp.io.formats import EXTENSIONS
 
 FORMAT_VERSION = 1
@@ -66,7 +66,7 @@ class Target:
     def __post_init__(self) -> None:
         for name in ("prefix", "ledger_path"):
             path = getattr(self, name)
-            if path is None:
+            if path is None and name == "ledger_path":
                 continue
             if not isinstance(path, str) or not last_component(path) or path.endswith("/") or _UNSAFE.search(path):
                 raise ArgumentError(f"{name} must be a path that ends in a name and is free of * ? [ ]")
@@ -129,11 +129,9 @@ def existing_output(prefix: str) -> list[str]:
     """Paths of an output with this prefix: the manifest first, then shards and rejects."""
     manifest = f"{prefix}.manifest.json"
     ours = re.compile(re.escape(last_component(prefix)) + _OURS)
-    with reading(last_component(prefix)):
-        found = FileSystems.match([f"{prefix}-*-of-*"])[0].metadata_list
-        has_manifest = FileSystems.exists(manifest)
-    shards = sorted(item.path for item in found if ours.fullmatch(last_component(item.path)))
-    return ([manifest] if has_manifest else []) + shards
+    found = paths_with_prefix(prefix)
+    shards = sorted(path for path in found if ours.fullmatch(last_component(path)))
+    return [path for path in found if path == manifest] + shards
 
 
 def refuse_existing(prefix: str) -> None:
@@ -258,8 +256,10 @@ def _remove(paths: Iterable[str]) -> None:
 
 def _remove_folder(folder: str) -> None:
     """Removes a folder with all in it, if there is one; a failure is no failure of the run."""
-    with contextlib.suppress(OSError):
-        FileSystems.delete([f"{folder}/"])
+    # Object stores take the first for all that is in the folder; local disks want the second for the folder itself.
+    for path in (f"{folder}/", folder):
+        with contextlib.suppress(OSError):
+            FileSystems.delete([path])
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:

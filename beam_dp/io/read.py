@@ -27,7 +27,9 @@ REJECTED = "rejected"
 
 BATCH_ROWS = 1 << 14
 BATCH_BYTES = 8 << 20
-SPLIT_BYTES = 64 << 20
+_PIECES = 64
+_LEAST_SPLIT_BYTES = 1 << 20
+_MOST_SPLIT_BYTES = 64 << 20
 MAX_ROW_BYTES = 256 << 20
 _LARGEST_MAX_ROW_BYTES = 1 << 30
 
@@ -64,7 +66,7 @@ class _Plan:
 
     pattern: str
     format: str
-    split_bytes: int
+    split_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,14 @@ class Piece:
     ranges: tuple[FileRange, ...]
 
 
-def plan_pieces(files: Sequence[InputFile], format: str, split_bytes: int) -> Iterator[Piece]:
-    """Cuts sorted files into pieces of about ``split_bytes`` stored bytes that together own every byte once."""
+def plan_pieces(files: Sequence[InputFile], format: str, split_bytes: int | None) -> Iterator[Piece]:
+    """Cuts sorted files into pieces of about ``split_bytes`` stored bytes that together own every byte once.
+
+    None means some 64 pieces, so that many workers find work, but of 1 to 64 MiB each.
+    """
+    if split_bytes is None:
+        split_bytes = sum(file.size for file in files) // _PIECES
+        split_bytes = min(max(split_bytes, _LEAST_SPLIT_BYTES), _MOST_SPLIT_BYTES)
     index, size = 0, 0
     ranges: list[FileRange] = []
     for source, file in enumerate(files):
@@ -141,7 +149,7 @@ class ReadBatches(beam.PTransform):
         text_column: the one of them that is text: it comes out as ``string``, and rows where it is none are rejected.
         batch_rows: most rows of a batch.
         batch_bytes: most bytes of a batch of more than one row.
-        split_bytes: how many stored bytes a worker takes at a time.
+        split_bytes: how many stored bytes a worker takes at a time; None for what suits the size of the input.
         max_row_bytes: rows of text, jsonl and tsv above this are rejected; a csv row above it fails the run.
 
     Raises:
@@ -160,7 +168,7 @@ class ReadBatches(beam.PTransform):
         text_column: str | None = None,
         batch_rows: int = BATCH_ROWS,
         batch_bytes: int = BATCH_BYTES,
-        split_bytes: int = SPLIT_BYTES,
+        split_bytes: int | None = None,
         max_row_bytes: int = MAX_ROW_BYTES,
     ) -> None:
         super().__init__()
@@ -176,7 +184,7 @@ class ReadBatches(beam.PTransform):
         self._plan = _Plan(
             pattern=pattern,
             format=resolve_format(format, files[0].path),
-            split_bytes=require_count("split_bytes", split_bytes),
+            split_bytes=None if split_bytes is None else require_count("split_bytes", split_bytes),
         )
         spec = ReadSpec(
             columns=names,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import csv
 import io
@@ -126,9 +127,10 @@ def _parse(file: InputFile, spec: ReadSpec, header: list[str], block_bytes: int)
 
 
 def _record_numbers(first: int, count: int, bad: list[int]) -> Positions:
-    """The ``count`` record numbers from ``first`` on that good rows have, when those in ``bad`` were not good."""
-    candidates = np.arange(first, first + count + sum(number >= first for number in bad), dtype=np.int64)
-    return np.setdiff1d(candidates, bad, assume_unique=True)[:count]
+    """The ``count`` record numbers from ``first`` on that good rows have, when those in ``bad`` (sorted) were not."""
+    ahead = bad[bisect.bisect_left(bad, first) :]
+    candidates = np.arange(first, first + count + len(ahead), dtype=np.int64)
+    return np.setdiff1d(candidates, ahead, assume_unique=True)[:count]
 
 
 class _WithTail(io.RawIOBase):

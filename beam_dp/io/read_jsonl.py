@@ -66,10 +66,24 @@ def decode_block(block: LineBlock, spec: ReadSpec) -> Decoded:
     values, positions = split_lines(block)
     filled = pc.greater(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
     positions = positions[filled]
-    batch = None if invalid_utf8(values) else _parse_block(block.data, spec)
+    plain = _in_braces(values.filter(pa.array(filled))) and not invalid_utf8(values)
+    batch = _parse_block(block.data, spec) if plain else None
     if batch is None or batch.num_rows != positions.size:
         return _decode_lines(block, spec)
     return Decoded(batch, positions, [])
+
+
+def _in_braces(lines: pa.BinaryArray) -> bool:
+    """Whether every line begins with ``{`` and ends with ``}``.
+
+    Arrow takes objects that span lines, and several on one line; with this, the number of objects tells.
+    """
+    _, offsets, data = lines.buffers()
+    ends = np.frombuffer(offsets, np.int32)[lines.offset : lines.offset + len(lines) + 1]
+    if not len(lines):
+        return True
+    letters = np.frombuffer(data, np.uint8)
+    return bool((letters[ends[:-1]] == ord("{")).all() and (letters[ends[1:] - 1] == ord("}")).all())
 
 
 def _parse_block(data: bytes, spec: ReadSpec) -> pa.RecordBatch | None:

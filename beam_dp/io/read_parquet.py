@@ -42,7 +42,7 @@ def _text_kind(kind: pa.DataType) -> bool:
 
 
 def _check_schema(schema: pa.Schema, spec: ReadSpec, name: str) -> None:
-    require_columns(spec.columns, schema.names, name)
+    require_columns(spec.columns, schema.names, name, declared=True)
     if spec.text_column is not None and not _text_kind(schema.field(spec.text_column).type):
         kind = schema.field(spec.text_column).type
         raise InputError(

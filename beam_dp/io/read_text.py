@@ -38,8 +38,9 @@ def decode_lines(block: LineBlock) -> Decoded:
 
 
 def check_text(file: InputFile, spec: ReadSpec) -> ReadSpec:
-    """InputError if a column other than ``text`` is asked for."""
-    require_columns(spec.columns, [TEXT_COLUMN], f"a file of format text ({file.name})")
+    """InputError if a column other than ``text`` is asked for; ResourceError if the file cannot be opened."""
+    open_input(file).close()
+    require_columns(spec.columns, [TEXT_COLUMN], f"a file of format text ({file.name})", declared=True)
     return spec
 
 

@@ -80,7 +80,7 @@ class Shard:
             self._stream.close()
         return Staged(
             kind=self._kind,
-            order=(self._position.source, self._position.offset),
+            order=(self._position.piece, self._position.source, self._position.offset),
             path=self._path,
             rows=self._rows,
             size=self._file.size,

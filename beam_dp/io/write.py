@@ -29,10 +29,11 @@ class Plan(Protocol):
 class WriteBatches(beam.PTransform):
     """Writes batches as one output that appears whole or not at all; see `beam_dp.io.publish`.
 
-    Apply it to ``(batches, rejects)`` as `ReadBatches` gives them (transforms in between copy the schema metadata), or
-    to batches alone. The output is ``PREFIX-SSSSS-of-NNNNN.EXT``, ``PREFIX-rejects-SSSSS-of-NNNNN.jsonl`` where rows
-    were rejected, and ``PREFIX.manifest.json``. Shards are in the order of the input as long as no transform in between
-    shuffles batches. No rows make one shard without rows. How values look in each format: `beam_dp.io.encode`.
+    Apply it to ``(batches, rejects)`` as `ReadBatches` gives them (transforms in between copy the schema metadata), to
+    ``(batches, rejects, more rejects, ...)`` or to batches alone. The output is ``PREFIX-SSSSS-of-NNNNN.EXT``,
+    ``PREFIX-rejects-SSSSS-of-NNNNN.jsonl`` where rows were rejected, and ``PREFIX.manifest.json``. Shards are in the
+    order of the input as long as no transform in between shuffles batches. No rows make one shard without rows. How
+    values look in each format: `beam_dp.io.encode`.
 
     Args:
         prefix: local path or URI that the output names begin with.
@@ -90,7 +91,8 @@ class WriteBatches(beam.PTransform):
         batches, *rejects = inputs if isinstance(inputs, tuple) else (inputs,)
         if not all(collection.is_bounded for collection in (batches, *rejects)):
             raise ArgumentError("WriteBatches publishes once, at the end, so its input must be bounded")
-        staged = [_stage(batches, self._target, ROWS)] + [_stage(some, self._target, REJECTS) for some in rejects]
+        staged = [_stage(batches, self._target, ROWS, "Rows")]
+        staged += [_stage(some, self._target, REJECTS, f"Rejects{index}") for index, some in enumerate(rejects)]
         nothing = batches.pipeline | "Nothing" >> beam.Create([(None, None)])
         return (
             (*staged, nothing)
@@ -105,8 +107,7 @@ class WriteBatches(beam.PTransform):
         return {"format": target.format, "overwrite": target.overwrite, "max_rejects": target.max_rejects}
 
 
-def _stage(batches: beam.PCollection[pa.RecordBatch], target: Target, kind: str) -> beam.PCollection[Any]:
-    name = kind.capitalize()
+def _stage(batches: beam.PCollection[pa.RecordBatch], target: Target, kind: str, name: str) -> beam.PCollection[Any]:
     return (
         batches
         | f"{name}InOneWindow" >> beam.WindowInto(GlobalWindows())

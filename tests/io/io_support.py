@@ -22,13 +22,13 @@ def pipeline(*flags: str) -> beam.Pipeline:
     return beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", *flags]))
 
 
-def copy(source: str | Path, prefix: str | Path, format: str, *, flags: Sequence[str] = (), **options: Any) -> Any:
+def copy(source: str | Path, prefix: str | Path, into: str, *, flags: Sequence[str] = (), **options: Any) -> Any:
     """Reads and writes with nothing in between; options of both transforms mixed. Returns the pipeline result."""
     names = {"overwrite", "max_rejects", "plan", "ledger_path", "run_id"}
     write = {"run_id": "run"} | {name: value for name, value in options.items() if name in names}
     read = {name: value for name, value in options.items() if name not in names}
     running = pipeline(*flags)
-    running | ReadBatches(str(source), **read) | WriteBatches(str(prefix), format=format, **write)
+    running | ReadBatches(str(source), **read) | WriteBatches(str(prefix), format=into, **write)
     result = running.run()
     result.wait_until_finish()
     return result

@@ -67,7 +67,7 @@ def test_text_at_every_split(tmp_path_factory, values, line_end, last_end):
 
 
 @given(st.lists(st.tuples(VALUE, VALUE), max_size=8))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_tsv_at_every_split(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("tsv") / "a.tsv"
     content = "".join(f"{a}\t{b}\n" for a, b in [("text", "id"), *values]).encode()
@@ -88,7 +88,7 @@ def test_jsonl_at_every_split(tmp_path_factory, values, ascii_only):
         assert read_file(path, "jsonl", spec_of("text", "n", batch_bytes=50), size) == (rows, [])
 
 
-@pytest.mark.parametrize("split_bytes", [1, 100, 1000, 4000, 10**6])
+@pytest.mark.parametrize("split_bytes", [100, 1000, 4000, 10**6])
 def test_parquet_row_groups_belong_to_one_piece_each(tmp_path, split_bytes):
     table = pa.table({"n": range(1000), "text": [f"text {i}" for i in range(1000)]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=70)
@@ -99,6 +99,13 @@ def test_parquet_row_groups_belong_to_one_piece_each(tmp_path, split_bytes):
     assert [position_of(batch).offset for batch in full] == [batch.column("n")[0].as_py() for batch in full]
     pieces = {position_of(batch).piece for batch in full}
     assert len(pieces) == 1 if split_bytes == 10**6 else len(pieces) > 1
+
+
+def test_a_parquet_range_that_begins_with_a_row_group_owns_it(tmp_path):
+    pq.write_table(pa.table({"text": [str(i) for i in range(30)]}), tmp_path / "a.parquet", row_group_size=10)
+    second = pq.read_metadata(tmp_path / "a.parquet").row_group(1).column(0)
+    rows, _ = read_file(tmp_path / "a.parquet", "parquet", spec_of("text"), second.dictionary_page_offset)
+    assert rows == [{"text": str(i)} for i in range(30)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.booleans()), max_size=8), st.integers(1, 40))
@@ -120,6 +127,11 @@ def test_pieces_own_every_byte_once_in_order(sizes, split_bytes):
             (file.size if part.end is None else part.end) - part.start for part in piece.ranges for file in [part.file]
         ]
         assert len(sized) == 1 or sum(sized) <= split_bytes
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(10, 1), (10 << 20, 10), (1 << 30, 64), (64 << 30, 1024)])
+def test_pieces_suit_the_size_of_the_input(size, pieces):
+    assert len(list(plan_pieces([InputFile("a.txt", "a.txt", size)], "text", None))) == pieces
 
 
 def test_csv_files_are_never_split():
@@ -281,6 +293,20 @@ def test_jsonl_rejects_and_line_by_line(tmp_path):
     reasons = {2: "malformed_json", 3: "not_text", 4: "invalid_unicode", 6: "malformed_json", 7: "invalid_unicode"}
     reasons |= {8: "malformed_json", 10: "invalid_unicode", 11: "malformed_json", 12: "malformed_json"}
     assert rejected == [(reason, starts[index]) for index, reason in reasons.items()]
+
+
+@pytest.mark.parametrize(
+    ("content", "bad"),
+    [
+        (b'{"text": "a"}\n{"text": "b"} {"text": "c"}\n', [14]),
+        (b'{"text": "a"}\n{"text":\n"d"}\n', [14, 23]),
+        (b'{"text": "a"}\n{"text": "b"} {"text": "c"}\n{"text":\n"d"}\n', [14, 42, 51]),
+    ],
+)
+def test_jsonl_lines_that_are_not_one_object_each(tmp_path, content, bad):
+    rows, rejected = read_file(written(tmp_path, "a.jsonl", content), "jsonl", spec_of("text"))
+    assert rows == [{"text": "a"}]
+    assert rejected == [("malformed_json", position) for position in bad]
 
 
 @pytest.mark.parametrize(
@@ -457,6 +483,12 @@ def test_a_first_line_of_data_is_not_quoted(tmp_path, name, separator):
     with pytest.raises(InputError, match="do not look like a header") as caught:
         ReadBatches(str(path))
     assert "secret" not in str(caught.value)
+
+
+def test_columns_of_a_schema_are_named_whatever_they_are_called(tmp_path):
+    pq.write_table(pa.table({"review text": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"column text is not in a\.parquet: its columns are review text"):
+        ReadBatches(f"{tmp_path}/a.parquet")
 
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +99,21 @@ def test_a_ragged_line_is_named_and_nothing_is_left(
     assert status == 2
     assert f"{source}, line 31" in err
     assert [path.name for path in tmp_path.iterdir()] == ["v.txt"]
+
+
+def test_progress_is_shown_on_a_terminal(tmp_path: Path, source: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pipelines.build_index", f"--vectors={source}", f"--output={tmp_path / 'index'}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the end of a terminal is an error
+            while part := os.read(ours, 4096):
+                shown += part
+        assert process.wait() == 0
+    os.close(ours)
+    assert b"words: 30 words" in shown
+    assert b"distances: 100%" in shown
 
 
 def test_runs_as_a_program(tmp_path: Path, source: Path) -> None:
