@@ -6,6 +6,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -13,23 +14,30 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from beam_dp import IndexRef, build_index, resolve_index
+from beam_dp.embeddings import EmbeddingIndex
 from beam_dp.embeddings.cache import require_cache
-from beam_dp.errors import ArgumentError, IndexArtifactError
+from beam_dp.errors import ArgumentError, IndexArtifactError, InputError
+from beam_dp.mechanisms.base import WordIds
+from beam_dp.randomness import SecureSource
+from beam_dp.text.privatize import TextOptions, encode
 
 DATA_VARIABLE = "BEAM_DP_DATA"
 
 # Rows of the matrix product that everything exact is compared with.
 SGEMM_ROWS = 512
 
-_BLAS_VARIABLES = (
+BLAS_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -40,13 +48,14 @@ _UTTERANCES = Path(__file__).parents[1] / "pipelines" / "data" / "utterances.txt
 _GLOVE = "glove_840b_300d"
 _GLOVE_TREES = 5
 _SAMPLE_SECONDS = 0.005
+_ROW_GROUP_ROWS = 1 << 16
 _PACKAGES = ("apache-beam", "numpy", "pyarrow", "annoy", "randomgen")
 
 
 def restart_with_one_blas_thread() -> None:
     """Starts this program anew with one BLAS thread, unless it has one: BLAS reads its setting when it is loaded."""
-    if any(os.environ.get(name) != "1" for name in _BLAS_VARIABLES):
-        os.execve(sys.executable, sys.orig_argv, os.environ | dict.fromkeys(_BLAS_VARIABLES, "1"))
+    if any(os.environ.get(name) != "1" for name in BLAS_VARIABLES):
+        os.execve(sys.executable, sys.orig_argv, os.environ | dict.fromkeys(BLAS_VARIABLES, "1"))
 
 
 def declare_cores(parser: ArgumentParser, default: str) -> None:
@@ -99,7 +108,8 @@ def machine_lines(found: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     return [
         f"{found['processor']}, {found['processors']} cores: {cores}; one BLAS thread; load {load}",
-        f"Python {found['python']}, {versions}, {found['blas']}",
+        f"Python {found['python']}, {found['blas']}",
+        versions,
     ]
 
 
@@ -160,7 +170,7 @@ def sgemm(vectors: npt.NDArray[np.float32], rows: int) -> Callable[[], None]:
 
 
 def peak_anonymous_memory(process: subprocess.Popen[bytes]) -> tuple[int, list[int]]:
-    """Bytes of anonymous memory, at its peak, of a process and of each process below it, until it ends.
+    """Bytes of anonymous memory, at its peak, of a process and of each Python program below it, until it ends.
 
     Sampled from /proc (Linux), every few milliseconds; what is mapped from files is shared and not counted.
     """
@@ -168,7 +178,8 @@ def peak_anonymous_memory(process: subprocess.Popen[bytes]) -> tuple[int, list[i
     while process.poll() is None:
         own = max(own, _anonymous_bytes(process.pid))
         for child in _descendants(process.pid):
-            others[child] = max(others.get(child, 0), _anonymous_bytes(child))
+            if _is_another_program(child, process.pid):
+                others[child] = max(others.get(child, 0), _anonymous_bytes(child))
         time.sleep(_SAMPLE_SECONDS)
     return own, sorted(others.values())
 
@@ -179,6 +190,14 @@ def _descendants(process: int) -> Iterator[int]:
             for child in map(int, path.read_text(encoding="ascii").split()):
                 yield child
                 yield from _descendants(child)
+
+
+def _is_another_program(child: int, parent: int) -> bool:
+    """Whether ``child`` runs Python with a command line of its own: no shell, and no fork that has yet to start one."""
+    with contextlib.suppress(OSError):
+        command, parents_command = (Path(f"/proc/{process}/cmdline").read_bytes() for process in (child, parent))
+        return command != parents_command and Path(f"/proc/{child}/exe").samefile(sys.executable)
+    return False
 
 
 def _anonymous_bytes(process: int) -> int:
@@ -198,6 +217,47 @@ def load_texts() -> tuple[str, list[str]]:
     rows = [line.split("\t") for line in snips.read_text(encoding="utf-8").splitlines()]
     column = rows[0].index("utterance")
     return "SNIPS", [row[column] for row in rows[1:]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Texts on disk and what is in them.
+
+    Attributes:
+        path: the parquet file, or a glob of several, with the column ``text``.
+        ids: the ids of all their words in the vocabulary, in order.
+    """
+
+    path: Path
+    ids: WordIds
+
+
+def write_workload(folder: Path, index: EmbeddingIndex, words: int, files: int = 1) -> Workload:
+    """The texts, repeated until they hold ``words`` words of the vocabulary, as parquet without dictionaries.
+
+    Repeated texts would make dictionary pages tiny; real texts have none.
+    """
+    texts = pa.array(load_texts()[1])
+    unseeded = SecureSource().generator
+    counts = np.diff(encode(texts, index, TextOptions(), unseeded).offsets)
+    if not counts.any():
+        raise InputError(f"no word of the texts is in the vocabulary of {index}")
+    totals = np.cumsum(np.tile(counts, math.ceil(words / counts.sum())))
+    rows = int(np.searchsorted(totals, words)) + 1
+    column = texts.take(pa.array(np.arange(rows) % len(texts)))
+    step = math.ceil(rows / files)
+    for start in range(0, rows, step):
+        part = pa.table({"text": column.slice(start, step)})
+        name = folder / f"texts-{start // step:03d}.parquet"
+        pq.write_table(part, name, row_group_size=_ROW_GROUP_ROWS, use_dictionary=False)
+    path = folder / ("texts-000.parquet" if files == 1 else "texts-*.parquet")
+    return Workload(path, encode(column, index, TextOptions(), unseeded).ids if files == 1 else np.empty(0, np.int32))
+
+
+def one_word(folder: Path, index: EmbeddingIndex) -> Workload:
+    """The workload whose cost is that of the start-up."""
+    (folder / "one").mkdir()
+    return write_workload(folder / "one", index, 1)
 
 
 def load_indexes(extra: Sequence[str]) -> list[tuple[str, IndexRef]]:

@@ -22,21 +22,18 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from apache_beam.metrics import MetricsFilter
 
 from beam_dp import IndexRef, Ledger, MultivariateLaplace, ReadBatches, TruncatedGumbel, WordMechanism, WriteBatches
 from beam_dp.embeddings import EmbeddingIndex, open_index, resolve_index
-from beam_dp.errors import BeamDpError, InputError
-from beam_dp.mechanisms.base import WordIds
+from beam_dp.errors import BeamDpError
 from beam_dp.randomness import SecureSource
-from beam_dp.text.privatize import TextOptions, TextPrivatizer, encode
+from beam_dp.text.privatize import TextOptions, TextPrivatizer
 from benchmarks.measure import (
     SGEMM_ROWS,
     Report,
@@ -46,12 +43,14 @@ from benchmarks.measure import (
     load_texts,
     machine,
     number,
+    one_word,
     peak_anonymous_memory,
     pin,
     restart_with_one_blas_thread,
     sgemm,
     table,
     version_of,
+    write_workload,
 )
 from benchmarks.peers import PEERS, Task, measure_peer
 from pipelines import privatize_text
@@ -59,24 +58,10 @@ from pipelines.main import run_main
 from pipelines.options import RunOptions, parse_flags, parse_options
 
 _ROOT = Path(__file__).parents[1]
-_ROW_GROUP_ROWS = 1 << 16
 _SGEMM_MOST_ROWS = 4096
 _SCALING_FILES = 16
 _FIRST_BATCH_WORDS = 64
 _HEADINGS = ("", "words", "CPU s", "words/CPU-s", "kernel is", "pipeline is")
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Texts on disk and what is in them.
-
-    Attributes:
-        path: the parquet file, or a glob of several, with the column ``text``.
-        ids: the ids of all their words in the vocabulary, in order.
-    """
-
-    path: Path
-    ids: WordIds
 
 
 def declare(parser: ArgumentParser) -> None:
@@ -127,31 +112,9 @@ def gumbel_for(index: EmbeddingIndex, epsilon: float) -> TruncatedGumbel:
     return TruncatedGumbel(epsilon=epsilon if epsilon > least else math.ceil(1.1 * least))
 
 
-def write_workload(folder: Path, index: EmbeddingIndex, words: int, files: int = 1) -> Workload:
-    """The texts, repeated until they hold ``words`` words of the vocabulary, as parquet without dictionaries.
-
-    Repeated texts would make dictionary pages tiny; real texts have none.
-    """
-    texts = pa.array(load_texts()[1])
-    unseeded = SecureSource().generator
-    counts = np.diff(encode(texts, index, TextOptions(), unseeded).offsets)
-    if not counts.any():
-        raise InputError(f"no word of the texts is in the vocabulary of {index}")
-    totals = np.cumsum(np.tile(counts, math.ceil(words / counts.sum())))
-    rows = int(np.searchsorted(totals, words)) + 1
-    column = texts.take(pa.array(np.arange(rows) % len(texts)))
-    step = math.ceil(rows / files)
-    for start in range(0, rows, step):
-        part = pa.table({"text": column.slice(start, step)})
-        name = folder / f"texts-{start // step:03d}.parquet"
-        pq.write_table(part, name, row_group_size=_ROW_GROUP_ROWS, use_dictionary=False)
-    path = folder / ("texts-000.parquet" if files == 1 else "texts-*.parquet")
-    return Workload(path, encode(column, index, TextOptions(), unseeded).ids if files == 1 else np.empty(0, np.int32))
-
-
 def job_flags(mechanism: WordMechanism, ref: IndexRef, source: Path, prefix: Path) -> list[str]:
     """The command line of `pipelines.privatize_text` for this job, without a runner."""
-    parameter = "scale" if getattr(mechanism, "epsilon", None) is None else "epsilon"
+    parameter = _parameter(mechanism)
     return [
         f"--input={source}",
         f"--output={prefix}",
@@ -197,8 +160,7 @@ def measure_words(
         folder = Path(scratch)
         full = write_workload(folder, index, words)
         ids = full.ids
-        (folder / "one").mkdir()
-        one = write_workload(folder / "one", index, 1)
+        one = one_word(folder, index)
         product_rows = max(SGEMM_ROWS, min(_SGEMM_MOST_ROWS, words) // SGEMM_ROWS * SGEMM_ROWS)
         product = sgemm(index.vectors, product_rows)
         job, start = (job_flags(mechanism, ref, load.path, folder / "out") for load in (full, one))
@@ -209,16 +171,19 @@ def measure_words(
             [
                 lambda _: bound.sample(ids, source.generator),
                 lambda _: product(),
+                # Not counted: the product leaves the caches cold, which would make the start-up dear and the job cheap.
+                lambda _: run_job(start),
                 lambda _: run_job(start),
                 lambda _: run_job(job),
             ],
             flags.rounds,
         )
-    kernel, bare, start_up, whole = np.median(seconds, axis=1).tolist()
+    kernel, bare, _, start_up, whole = np.median(seconds, axis=1).tolist()
     rows = [
         _row("kernel", len(ids), kernel),
         _row("pipeline", len(ids), whole - start_up),
         _row("pipeline's start-up", None, start_up),
+        _row("pipeline and start-up", len(ids), whole),
         _row("sgemm", product_rows, bare),
     ]
     epsilon = getattr(mechanism, "epsilon", None) or flags.gumbel_epsilon
@@ -230,7 +195,8 @@ def measure_words(
     for row in rows:
         for part, own in (("kernel", rows[0]), ("pipeline", rows[1])):
             rate = row["words_per_cpu_second"]
-            row[f"{part}_ratio"] = None if rate is None else own["words_per_cpu_second"] / rate
+            mine = own["words_per_cpu_second"]
+            row[f"{part}_ratio"] = None if rate is None or mine is None else mine / rate
     space = {
         "benchmark": "words",
         "mechanism": mechanism.name,
@@ -243,15 +209,25 @@ def measure_words(
         "texts": load_texts()[0],
         "rounds": flags.rounds,
     }
-    title = (
-        f"{mechanism!r} on {name}: V={index.size:,} d={index.dimension}, {index.search} search, digest "
-        f"{index.digest[:12]}, {load_texts()[0]}"
-    )
+    title = f"{_title(mechanism, name, index)}, {index.search} search\n{load_texts()[0]}; index {index.digest[:16]}"
     report.section(title, table(_HEADINGS, map(_cells, rows)), [space | row for row in rows])
 
 
+def _title(mechanism: WordMechanism, name: str, index: EmbeddingIndex) -> str:
+    parameter = _parameter(mechanism)
+    return (
+        f"{mechanism.name}, {parameter} {getattr(mechanism, parameter):g}: {name}, {index.size:,} x {index.dimension}"
+    )
+
+
+def _parameter(mechanism: WordMechanism) -> str:
+    """The name of the parameter that was given: an epsilon, or a scale instead."""
+    return "scale" if getattr(mechanism, "epsilon", None) is None else "epsilon"
+
+
 def _row(what: str, words: int | None, seconds: float | None, status: str = "measured") -> dict[str, Any]:
-    rate = None if words is None or seconds is None else words / max(seconds, 1e-9)
+    """One figure; a pipeline of too few words may cost no more than its start-up, and then has no rate."""
+    rate = None if words is None or seconds is None or seconds <= 0 else words / seconds
     return {"what": what, "words": words, "cpu_seconds": seconds, "words_per_cpu_second": rate, "status": status}
 
 
@@ -274,8 +250,7 @@ def measure_nothing(report: Report, flags: Namespace, ref: IndexRef) -> None:
     with tempfile.TemporaryDirectory(prefix="beam_dp_benchmark_") as scratch:
         folder = Path(scratch)
         full = write_workload(folder, index, flags.words)
-        (folder / "one").mkdir()
-        one = write_workload(folder / "one", index, 1)
+        one = one_word(folder, index)
         seconds = alternate(
             [lambda _: run_nothing(one.path, folder / "out"), lambda _: run_nothing(full.path, folder / "out")],
             flags.rounds,
@@ -285,7 +260,7 @@ def measure_nothing(report: Report, flags: Namespace, ref: IndexRef) -> None:
     row["start_up_cpu_seconds"] = start_up
     line = [row["what"], number(row["words"]), f"{row['cpu_seconds']:.3f}", number(row["words_per_cpu_second"])]
     headings = ("", "words", "CPU s", "words/CPU-s", "start-up, CPU s")
-    title = f"No mechanism: {load_texts()[0]} through the pipeline as they are"
+    title = f"no mechanism\n{load_texts()[0]}, read and written as they are"
     report.section(title, table(headings, [[*line, f"{start_up:.3f}"]]), [row])
 
 
@@ -310,42 +285,52 @@ def measure_memory(report: Report, flags: Namespace, name: str, ref: IndexRef) -
         for what, size in (("submitting process", own), *(("worker process", peak) for peak in workers))
     ]
     lines = table(("", "MB"), [[row["what"], number(row["megabytes"])] for row in rows])
-    title = f"Peak anonymous memory: {mechanism!r} on {name}, {flags.words:,} words, two worker processes"
+    title = f"peak anonymous memory, {flags.words:,} words\n{_title(mechanism, name, index)}"
     report.section(title, lines, rows)
 
 
 def measure_scaling(report: Report, flags: Namespace, name: str, ref: IndexRef) -> None:
-    """Wall time of the same job on the same files with one and with two worker processes, taking turns."""
+    """Wall time of the same job on the same files with one and with two worker processes, taking turns.
+
+    Beside it that of the start-up alone, which is the job on one word and which more workers do not shorten.
+    """
     index = open_index(ref)
     mechanism = gumbel_for(index, flags.gumbel_epsilon)
     mechanism.bind(index)
-    seconds: dict[int, list[float]] = {1: [], 2: []}
+    seconds: dict[tuple[int, bool], list[float]] = {(workers, full): [] for workers in (1, 2) for full in (False, True)}
     with tempfile.TemporaryDirectory(prefix="beam_dp_benchmark_") as scratch:
-        load = write_workload(Path(scratch), index, flags.scaling_words, _SCALING_FILES)
-        for _ in range(min(flags.rounds, 3)):
-            for workers, taken in seconds.items():
+        folder = Path(scratch)
+        loads = {
+            True: write_workload(folder, index, flags.scaling_words, _SCALING_FILES),
+            False: one_word(folder, index),
+        }
+        for _ in range(flags.rounds):
+            for (workers, full), taken in seconds.items():
                 begin = time.perf_counter()
-                status = _parallel_job(job_flags(mechanism, ref, load.path, Path(scratch) / "out"), workers).wait()
+                status = _parallel_job(job_flags(mechanism, ref, loads[full].path, folder / "out"), workers).wait()
                 if status != 0:
                     raise BeamDpError(f"the job with {workers} workers ended with status {status}")
                 taken.append(time.perf_counter() - begin)
-    one = float(np.median(seconds[1]))
+    wall = {job: float(np.median(taken)) for job, taken in seconds.items()}
     rows = [
         {
             "benchmark": "scaling",
             "index": name,
             "words": flags.scaling_words,
             "workers": workers,
-            "wall_seconds": float(np.median(taken)),
-            "of_one": float(np.median(taken)) / one,
+            "wall_seconds": wall[workers, True],
+            "start_up_wall_seconds": wall[workers, False],
+            "of_one": wall[workers, True] / wall[1, True],
+            "of_one_without_start_up": (wall[workers, True] - wall[workers, False]) / (wall[1, True] - wall[1, False]),
         }
-        for workers, taken in seconds.items()
+        for workers in (1, 2)
     ]
+    figures = ("wall_seconds", "of_one", "start_up_wall_seconds", "of_one_without_start_up")
     lines = table(
-        ("workers", "wall s", "of one"),
-        [[str(row["workers"]), f"{row['wall_seconds']:.2f}", f"{row['of_one']:.2f}"] for row in rows],
+        ("workers", "wall s", "of one", "start-up, s", "of one, start-up apart"),
+        [[str(row["workers"]), *(f"{row[figure]:.2f}" for figure in figures)] for row in rows],
     )
-    title = f"Wall time, start-up included: {mechanism!r} on {name}, {flags.scaling_words:,} words"
+    title = f"wall time, {flags.scaling_words:,} words\n{_title(mechanism, name, index)}"
     report.section(title, lines, rows)
 
 
@@ -370,7 +355,10 @@ def measure_start_up(report: Report, flags: Namespace, name: str, ref: IndexRef)
     lines = table(
         ("first run, s", "warm, s"), [[f"{row['first_wall_seconds']:.2f}", f"{row['warm_wall_seconds']:.2f}"]]
     )
-    title = f"A worker's start to its first {_FIRST_BATCH_WORDS} words: {name}, V={index.size:,} d={index.dimension}"
+    title = (
+        f"a worker's start to its first {_FIRST_BATCH_WORDS} words\n"
+        f"{name}, {index.size:,} x {index.dimension}, Annoy search"
+    )
     report.section(title, lines, [row])
 
 

@@ -134,7 +134,7 @@ def test_builds_to_and_from_another_file_system(tmp_path: Path, glove: Writer, c
     with pytest.raises(ArgumentError, match="exists"):
         build_index(source, output, progress=False)
     assert build_index(source, output, overwrite=True, progress=False).digest == report.digest
-    with pytest.raises(ResourceError, match="nosuchscheme://x cannot be reached"):
+    with pytest.raises(ResourceError, match=r"nosuchscheme://x/manifest\.json cannot be reached"):
         build_index(source, "nosuchscheme://x", progress=False)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from beam_dp.embeddings import neighbours as module
-from beam_dp.embeddings.neighbours import count_duplicates, measure_distances, neighbours, score_error
+from beam_dp.embeddings.neighbours import count_duplicates, measure_distances, neighbours, neighbours_of, score_error
 
 
 def brute_distances(vectors: np.ndarray) -> np.ndarray:
@@ -69,6 +69,13 @@ def test_neighbours_use_groups_where_the_vocabulary_is_large(rng: np.random.Gene
     np.testing.assert_array_equal(distances, expected.astype(np.float32))
 
 
+def test_neighbours_of_some_words(rng: np.random.Generator) -> None:
+    vectors = rng.normal(size=(900, 7)).astype(np.float32)
+    words = np.array([5, 899, 5, 0])
+    for part, whole in zip(neighbours_of(vectors, words, 6), neighbours(vectors, 6), strict=True):
+        np.testing.assert_array_equal(part, whole[words])
+
+
 def test_the_threshold_is_reached_by_at_least_k(rng: np.random.Generator) -> None:
     scores = rng.normal(size=(50, 4000)).astype(np.float32)
     for k in (1, 41, 60, 100):
@@ -97,8 +104,8 @@ def test_distances_equal_brute_force(vectors: np.ndarray) -> None:
     exact = brute_distances(vectors)
     np.fill_diagonal(exact, np.inf)
     nearest = exact.min(axis=1)
-    assert found.min_neighbour == nearest.min()
-    assert found.median_neighbour == median(nearest.tolist())
+    assert math.isclose(found.min_neighbour, nearest.min(), rel_tol=1e-15)
+    assert math.isclose(found.median_neighbour, median(nearest.tolist()), rel_tol=1e-15)
     largest = exact[np.isfinite(exact)].max()
     assert largest <= found.diameter <= 1.001 * largest + 0.01
     assert found.duplicate_vectors == len(vectors) - len(np.unique(vectors, axis=0))

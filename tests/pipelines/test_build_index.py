@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -103,6 +106,7 @@ def test_a_ragged_line_is_named_and_nothing_is_left(
 
 def test_progress_is_shown_on_a_terminal(tmp_path: Path, source: Path) -> None:
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     command = [sys.executable, "-m", "pipelines.build_index", f"--vectors={source}", f"--output={tmp_path / 'index'}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs) as process:
         os.close(theirs)
