@@ -43,6 +43,8 @@ $(BIN)/python:
 	  || { echo 'beam_dp needs Python 3.10 to 3.13; say which: make PYTHON=python3.11 ...' >&2; exit 1; }
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null \
 	  || { echo 'annoy is compiled at installation: a C++ compiler is needed (Debian: apt-get install g++)' >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	  || { echo 'annoy is compiled at installation: the headers of Python are needed (Debian: apt-get install python3-dev)' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) \
 	  || { echo 'Python has no venv module here (Debian: apt-get install python3-venv python3-dev)' >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
