@@ -57,8 +57,13 @@ class Guarantee:
         """The claim in one sentence, as a ledger prints it."""
         if self.epsilon is None:
             return f"no finite {self.model} guarantee: {self.reason}"
-        extra = f", delta {self.delta:.3g}" if self.delta else ""
-        return f"{self.model} epsilon {self.epsilon:g}{extra} ({self.basis})"
+        extra = f", delta {_exact(self.delta)}" if self.delta else ""
+        return f"{self.model} epsilon {_exact(self.epsilon)}{extra} ({self.basis})"
+
+
+def _exact(number: float) -> str:
+    """``number`` with all its digits: a claim is never rounded, since it could be rounded down."""
+    return repr(float(number)).removesuffix(".0")
 
 
 @dataclass(frozen=True, kw_only=True)

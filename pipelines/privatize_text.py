@@ -19,9 +19,10 @@ from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from beam_dp import MECHANISMS, Ledger, PrivatizeText, ReadBatches, WordMechanism, WriteBatches
 from beam_dp.errors import ArgumentError, BeamDpError
+from beam_dp.io.publish import discard_staging
 from beam_dp.text import OOV_POLICIES
 from pipelines.main import progress, run_main, summary
-from pipelines.options import RunOptions, parse_options, require_flags, require_remote_paths
+from pipelines.options import RunOptions, is_remote_engine, parse_options, require_flags, require_remote_paths
 
 MECHANISM_PARAMETERS = ("epsilon", "scale", "neighbours")
 
@@ -106,11 +107,17 @@ def main(argv: list[str]) -> None:
         ledger.seal()
         summary(ledger.table(), "dry run: nothing was read or written")
         return
-    with progress("privatizing", options):
-        result = pipeline.run()
-        state = result.wait_until_finish()
-    if state not in (None, PipelineState.DONE):
-        raise BeamDpError(f"the pipeline ended in state {state}; the runner's log says why")
+    try:
+        with progress("privatizing", options):
+            result = pipeline.run()
+            state = result.wait_until_finish()
+        if state not in (None, PipelineState.DONE):
+            raise BeamDpError(f"the pipeline ended in state {state}; the runner's log says why")
+    except BaseException:
+        # On another machine the job may go on without this process.
+        if not is_remote_engine(options):
+            discard_staging(run.output, run.run_id)
+        raise
     summary(ledger.table(), *_counts(result), f"published: {run.output}.manifest.json")
 
 

@@ -22,7 +22,7 @@ _NANO = 10**9
 _METRIC_NOTE = (
     "Entries on the same metric and index are added as if they met the same document, which bounds every use from "
     "above. epsilon_per_document is under the maximum distance over positions, epsilon_per_document_summed_metric "
-    "under the sum of the distances, worst_case_per_document over any two documents with as many in-vocabulary words. "
+    "under the sum of the distances, worst_case_per_document over any two documents of which as many words are drawn. "
     "This is not user-level privacy: a person's documents add up."
 )
 _TOO_LARGE = "a sum exceeds the largest float"

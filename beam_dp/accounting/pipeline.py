@@ -8,7 +8,7 @@ from apache_beam.pvalue import PValue
 from apache_beam.runners.runner import PipelineResult, PipelineRunner
 
 from beam_dp.accounting.ledger import Ledger
-from beam_dp.errors import ArgumentError, GrantError, describe_kind
+from beam_dp.errors import ArgumentError, GrantError, LedgerSealedError, describe_kind
 
 
 class LedgerPipeline(beam.Pipeline):
@@ -31,9 +31,20 @@ class LedgerPipeline(beam.Pipeline):
             # Beam's validators: their messages are about options alone, one a line.
             raise ArgumentError(" ".join(str(error).split())) from None
         self.ledger = ledger
+        self._submitted = False
 
     def run(self, test_runner_api: bool | str = "AUTO") -> PipelineResult:
-        """Seals the ledger, then runs the pipeline as Beam does."""
+        """Seals the ledger, then runs the pipeline as Beam does; once, since each run draws anew.
+
+        Raises:
+            LedgerSealedError: it ran before, even if that run failed.
+        """
+        if self._submitted:
+            raise LedgerSealedError(
+                "this pipeline ran already, and another run would draw again, which its ledger does not count: "
+                "construct it anew with a new Ledger"
+            )
+        self._submitted = True
         self.ledger.seal()
         return super().run(test_runner_api)
 

@@ -40,8 +40,9 @@ _threads = threading.RLock()
 def cache_folder() -> Path | None:
     """The folder of the cache, made if need be (mode 0700), or None if no place for it can be written.
 
-    ``$BEAM_DP_CACHE``, else ``$XDG_CACHE_HOME/beam_dp``, else ``~/.cache/beam_dp``; if that cannot be made, a folder of
-    this user in the folder for temporary files, unless somebody else owns it.
+    ``$BEAM_DP_CACHE``, else ``$XDG_CACHE_HOME/beam_dp``, else ``~/.cache/beam_dp``; if that cannot be made, a folder in
+    the one for temporary files. Never one that somebody else owns or may write to: what is kept there decides what
+    mechanisms draw.
     """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
@@ -49,7 +50,7 @@ def cache_folder() -> Path | None:
     else:
         base = os.environ.get("XDG_CACHE_HOME")
         preferred = (Path(base) if base else Path("~/.cache").expanduser()) / "beam_dp"
-    if _writable(preferred):
+    if _writable(preferred) and _is_ours(preferred.resolve()):
         return preferred
     fallback = Path(tempfile.gettempdir()) / f"beam_dp-{os.getuid()}"
     return fallback if _writable(fallback) and _is_ours(fallback) else None

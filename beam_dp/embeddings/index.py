@@ -25,6 +25,9 @@ from beam_dp.embeddings.search import (
 )
 from beam_dp.errors import BeamDpError, IndexArtifactError, require_count
 
+# Part of the name of kept neighbour tables: to be raised whenever the same index gives others.
+_TABLE_VERSION = 1
+
 
 class EmbeddingIndex:
     """A vocabulary W of V words with vectors of dimension d; the word space that mechanisms are bound to.
@@ -86,7 +89,7 @@ class EmbeddingIndex:
             ids, distances = neighbours(self.vectors, k)
             return {"ids": ids, "distances": distances}
 
-        tables = self.derived(f"neighbours-{k}", compute)
+        tables = self.derived(f"neighbours-v{_TABLE_VERSION}-{k}", compute)
         return tables["ids"], tables["distances"]
 
     def derived(self, name: str, compute: Callable[[], Arrays]) -> Arrays:

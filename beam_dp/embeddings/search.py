@@ -21,9 +21,10 @@ WordIds = npt.NDArray[np.int32]
 Strategy = Literal["exact", "annoy"]
 SEARCH_OPTIONS = ("auto", "exact", "annoy")
 
-# One tile of scores (2 MB) stays in the second-level cache while it is written, corrected and reduced.
-QUERY_BLOCK = 512
-VOCABULARY_BLOCK = 1024
+# BLAS packs a tile of the vocabulary once a product, so many queries share that cost; the scores of a tile (4 MB) are
+# corrected and reduced while they are still in a cache.
+QUERY_BLOCK = 2048
+VOCABULARY_BLOCK = 512
 
 
 class Search(Protocol):

@@ -254,6 +254,11 @@ def _remove(paths: Iterable[str]) -> None:
             FileSystems.delete([path])
 
 
+def discard_staging(prefix: str, run_id: str) -> None:
+    """Removes what a run that failed has staged: draws that nobody may see beside those of another run."""
+    _remove_folder(f"{local_absolute(prefix)}.tmp-{run_id}")
+
+
 def _remove_folder(folder: str) -> None:
     """Removes a folder with all in it, if there is one; a failure is no failure of the run."""
     # Object stores take the first for all that is in the folder; local disks want the second for the folder itself.

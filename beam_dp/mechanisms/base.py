@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from beam_dp.errors import ArgumentError
 from beam_dp.guarantees import MetricGuarantee
 
 WordIds: TypeAlias = npt.NDArray[np.int32]
@@ -51,6 +52,9 @@ class WordSpace(Protocol):
 class BoundMechanism(Protocol):
     """A mechanism with everything it needs to draw, made once in each worker process."""
 
+    def law_digest(self) -> str | None:
+        """sha256 of the tables that `sample` draws from; None where parameters and index say it all."""
+
     def sample(self, ids: WordIds, rng: np.random.Generator) -> WordIds:
         """One independent draw of M(w) for each id: (n,) int32 in, (n,) int32 out.
 
@@ -58,6 +62,12 @@ class BoundMechanism(Protocol):
             ids: ids in [0, V); any other value is an error of the caller.
             rng: the current generator of a `beam_dp.randomness.SecureSource`.
         """
+
+
+def require_euclidean(space: WordSpace) -> None:
+    """ArgumentError unless the metric of ``space`` is the one that the proof is about."""
+    if space.metric != "euclidean":
+        raise ArgumentError(f"index: this mechanism is proved for the euclidean metric, not for {space.metric}")
 
 
 class WordMechanism(Protocol):

@@ -39,7 +39,8 @@ class TextOptions:
         max_words: a text keeps at most this many words, counted after the policy for unknown words.
         oov: what becomes of a word outside the vocabulary. ``drop``: it vanishes, so the number of words in the
             vocabulary is public. ``random``: a uniform word of the vocabulary takes its place before the mechanism,
-            so the number of words up to ``max_words`` is public, and which of them were known is not.
+            so the number of words up to ``max_words`` is public; that a word was unknown is hidden as well as one
+            word is hidden behind another, that is up to epsilon * diameter.
     """
 
     max_words: int = 64

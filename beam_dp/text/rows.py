@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,12 @@ import pyarrow as pa
 from apache_beam.typehints import row_type, typehints
 
 from beam_dp.errors import ArgumentError, InputError
+from beam_dp.io.batches import keep_position
+from beam_dp.io.rejects import INVALID_UNICODE, NOT_TEXT
 
 KINDS = ("str", "dict", "row", "record_batch")
 
 MISSING_COLUMN = "missing_column"
-NOT_TEXT = "not_text"
-INVALID_UNICODE = "invalid_unicode"
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,12 @@ def with_text(kind: str, element: Any, shape: RowShape, text: str) -> Any:
     return beam.Row(**{shape.text_column: text}, **{name: getattr(element, name) for name in shape.keep_columns})
 
 
-def batch_with_text(batch: pa.RecordBatch, shape: RowShape, texts: Sequence[Any] | pa.Array) -> pa.RecordBatch:
-    """The output batch of ``batch``: its place in the input (schema metadata) and the kept columns stay."""
-    fields = [pa.field(shape.text_column, pa.string()), *(batch.schema.field(name) for name in shape.keep_columns)]
+def batch_with_text(batch: pa.RecordBatch, shape: RowShape, texts: pa.Array) -> pa.RecordBatch:
+    """The output batch of ``batch``: the texts, the kept columns, and its place in the input.
+
+    Other metadata of the schema and its fields is dropped: writers put names and statistics of all columns there.
+    """
+    kept = [batch.schema.field(name) for name in shape.keep_columns]
+    fields = [pa.field(shape.text_column, pa.string()), *(pa.field(f.name, f.type, f.nullable) for f in kept)]
     columns = [texts, *(batch.column(name) for name in shape.keep_columns)]
-    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields, metadata=batch.schema.metadata))
+    return keep_position(pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields)), batch)

@@ -58,12 +58,13 @@ def tokenize(texts: pa.Array, max_bytes: int | None = None) -> Words:
 
     Args:
         texts: (n,) string, large_string or dictionary of either; may have nulls.
+            All of it must be valid UTF-8, which pyarrow does not check when it reads.
         max_bytes: read each text up to this many bytes of UTF-8 only (cut between characters); None reads it all.
 
     Raises:
         InputError: ``texts`` holds something else than text.
     """
-    column = _as_string(texts)
+    column = as_string(texts)
     if max_bytes is not None:
         column = _cut(column, max_bytes)
     column = _normalize(column)
@@ -86,8 +87,12 @@ def tokenize(texts: pa.Array, max_bytes: int | None = None) -> Words:
     return Words(words, np.searchsorted(starts, offsets))
 
 
-def _as_string(texts: pa.Array) -> pa.StringArray:
-    """``texts`` as a string array without nulls."""
+def as_string(texts: pa.Array) -> pa.StringArray:
+    """``texts`` (string, large_string, dictionary of either, or nulls) as a string array without nulls.
+
+    Raises:
+        InputError: ``texts`` holds something else than text.
+    """
     if pa.types.is_dictionary(texts.type):
         texts = texts.dictionary_decode()
     if pa.types.is_large_string(texts.type):
@@ -95,7 +100,8 @@ def _as_string(texts: pa.Array) -> pa.StringArray:
     if pa.types.is_null(texts.type):
         return pa.nulls(len(texts), pa.string()).fill_null("")
     if not pa.types.is_string(texts.type):
-        raise InputError(f"the text column must hold text, not {texts.type}")
+        # Of nested types the names of their fields may be data.
+        raise InputError(f"the text column must hold text, not {str(texts.type).split('<')[0]}")
     return texts.fill_null("") if texts.null_count else texts
 
 

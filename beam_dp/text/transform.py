@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 from apache_beam import pvalue
 from apache_beam.metrics import Metrics
@@ -18,12 +19,14 @@ from beam_dp.accounting.ledger import Grant, Ledger, require_grant
 from beam_dp.accounting.pipeline import ledger_of
 from beam_dp.embeddings.broadcast import IndexRef, open_index, resolve_index
 from beam_dp.embeddings.index import EmbeddingIndex
-from beam_dp.errors import ArgumentError, InputError, describe_kind, require_choice
-from beam_dp.io.rejects import Reject, rejects_batch
+from beam_dp.errors import ArgumentError, GrantError, InputError, describe_kind, require_choice
+from beam_dp.io.lines import invalid_utf8
+from beam_dp.io.rejects import INVALID_UNICODE, Reject, rejects_batch
 from beam_dp.mechanisms import WordMechanism
 from beam_dp.randomness import SecureSource
 from beam_dp.text.privatize import OovPolicy, TextOptions, TextPrivatizer
 from beam_dp.text.rows import KINDS, RowShape, batch_with_text, infer_kind, output_hint, row_fields, text_of, with_text
+from beam_dp.text.tokenizer import as_string
 
 METRICS_NAMESPACE = "beam_dp"
 _REJECTED = "rejected"
@@ -53,8 +56,12 @@ class PrivatizeText(beam.PTransform):
     A null text becomes an empty one. What a text is made of, and what of it is public, stands in
     `beam_dp.text.tokenizer` and `beam_dp.text.TextOptions`.
 
-    A row that holds no valid text (another type, lone surrogates, a missing field) is *rejected*: it fails the
+    A row that holds no valid text (another type, invalid Unicode, a missing field) is *rejected*: it fails the
     pipeline, unless `with_rejects` asks for rejected rows as a second output.
+
+    Each run draws anew and spends anew, also one that fails. A runner may run a bundle twice; the ledger counts one
+    draw, so only one may become visible: write with `WriteBatches`, which publishes one attempt, or put a
+    `beam.Reshuffle()` before a step with side effects, which makes the runner settle on one.
 
     Args:
         mechanism: what to draw for each word.
@@ -65,7 +72,8 @@ class PrivatizeText(beam.PTransform):
         oov: ``drop`` or ``random``: what becomes of words outside the vocabulary.
         search: ``auto``, ``exact`` or ``annoy``: how the nearest word is found.
         input_kind: ``str``, ``dict``, ``row`` or ``record_batch``, where the PCollection does not declare its type.
-        ledger: where the mechanism is recorded; needed on a plain `beam.Pipeline`, else the pipeline's own.
+        ledger: where the mechanism is recorded; needed on a plain `beam.Pipeline` (which must run once), else the
+            pipeline's own.
 
     Raises:
         ArgumentError, InputError, IndexArtifactError: at construction, for whatever can never work.
@@ -100,6 +108,9 @@ class PrivatizeText(beam.PTransform):
         opened = open_index(self._index, search)
         self._diameter = opened.diameter
         self._guarantee = mechanism.guarantee(opened)
+        # A finite claim that was computed from tables holds for these tables alone.
+        computed = self._guarantee.epsilon is not None and self._guarantee.basis == "computed"
+        self._law = mechanism.bind(opened).law_digest() if computed else None
         self._with_rejects = False
 
     def with_rejects(self) -> PrivatizeText:
@@ -121,7 +132,14 @@ class PrivatizeText(beam.PTransform):
             )
         do_fn = _PrivatizeBatches if kind == "record_batch" else _PrivatizeRows
         work = _Work(
-            self._mechanism, self._index, self._search, self._options, self._shape, kind, not self._with_rejects
+            self._mechanism,
+            self._index,
+            self._search,
+            self._options,
+            self._shape,
+            kind,
+            law=self._law,
+            fail_on_reject=not self._with_rejects,
         )
         work.grant = ledger_of(pcoll, self._ledger).record(
             label=_full_label(pcoll.pipeline, self.label),
@@ -158,19 +176,30 @@ class _Work:
     options: TextOptions
     shape: RowShape
     kind: str
+    law: str | None
     fail_on_reject: bool
     grant: Grant | None = None
 
     @property
     def fingerprint(self) -> str:
         """What runs, for the comparison with the ledger entry."""
-        return f"{self.mechanism!r} {self.index.digest} {self.options!r}"
+        return f"{self.mechanism!r} {self.index.digest} {self.options!r} {self.law}"
 
     def open(self) -> TextPrivatizer:
-        """Checks the grant, then maps the index and binds the mechanism."""
+        """Checks the grant, then maps the index and binds the mechanism.
+
+        Raises:
+            GrantError: the ledger has no entry for this, or another one, or one computed from other tables.
+        """
         require_grant(self.grant).check(self.fingerprint)
         opened: EmbeddingIndex = open_index(self.index, self.search)
-        return TextPrivatizer(opened, self.mechanism.bind(opened), self.options)
+        bound = self.mechanism.bind(opened)
+        if self.law is not None and bound.law_digest() != self.law:
+            raise GrantError(
+                "this worker's tables are not those that the guarantee in the ledger was computed from: clear the "
+                "folder that BEAM_DP_CACHE names, and use one version of beam_dp and numpy everywhere"
+            )
+        return TextPrivatizer(opened, bound, self.options)
 
 
 class _Privatize(beam.DoFn):
@@ -188,6 +217,17 @@ class _Privatize(beam.DoFn):
     def start_bundle(self) -> None:
         self._source.rekey()
 
+    def _reject(self, rejects: list[Reject]) -> pvalue.TaggedOutput:
+        """The rejected rows as an output; an error if the transform has no output for them."""
+        for reject in rejects:
+            Metrics.counter(METRICS_NAMESPACE, f"rejects/{reject.reason}").inc()
+        if self._work.fail_on_reject:
+            raise InputError(
+                f"a row was rejected ({rejects[0].reason}); PrivatizeText(...).with_rejects() returns such rows as a "
+                "second output"
+            )
+        return pvalue.TaggedOutput(_REJECTED, rejects_batch(rejects, None))
+
     def _draw(self, texts: pa.Array) -> pa.StringArray:
         privatized, words = self._privatizer.privatize(texts, self._source.generator)
         self._rows.inc(len(texts))
@@ -198,10 +238,17 @@ class _Privatize(beam.DoFn):
 class _PrivatizeBatches(_Privatize):
     """RecordBatch in, RecordBatch out."""
 
-    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | pvalue.TaggedOutput]:
         shape = self._work.shape
         shape.require(batch.schema.names)
-        yield batch_with_text(batch, shape, self._draw(batch.column(shape.text_column)))
+        texts = as_string(batch.column(shape.text_column))
+        bad = invalid_utf8(texts)
+        if bad:
+            yield self._reject([Reject(INVALID_UNICODE, row) for row in bad])
+            good = np.ones(batch.num_rows, dtype=bool)
+            good[bad] = False
+            batch, texts = batch.filter(pa.array(good)), texts.filter(pa.array(good))
+        yield batch_with_text(batch, shape, self._draw(texts))
 
 
 class _PrivatizeRows(_Privatize):
@@ -219,13 +266,7 @@ class _PrivatizeRows(_Privatize):
         work = self._work
         text, reason = text_of(work.kind, element, work.shape)
         if reason is not None:
-            Metrics.counter(METRICS_NAMESPACE, f"rejects/{reason}").inc()
-            if work.fail_on_reject:
-                raise InputError(
-                    f"a row was rejected ({reason}); PrivatizeText(...).with_rejects() returns such rows as a second "
-                    "output"
-                )
-            return [pvalue.TaggedOutput(_REJECTED, rejects_batch([Reject(reason, None)], None))]
+            return [self._reject([Reject(reason, None)])]
         self._waiting.append(WindowedValue(element, timestamp, (window,)))
         self._texts.append(text)
         self._characters += len(text or "")

@@ -149,21 +149,48 @@ def test_law_is_computed_once_for_a_space_and_scale(plain_space, rng):
     assert len(set(space.computed)) == 2
 
 
-def test_small_vocabulary_gets_a_finite_guarantee_computed_from_its_law(plain_space, rng):
+@pytest.mark.parametrize("word", [0, 13])
+def test_what_is_bound_is_the_mechanism_when_simulated_with_the_distances_of_the_space(plain_space, rng, word):
+    """More words than candidates, the scale and the bound of the space: the whole path from space to draws."""
+    space, scale, k_max, n = plain_space(rng.normal(size=(30, 3))), 0.9, 6, 300_000
+    counts = stats.poisson(math.log(30)).pmf(np.arange(1, k_max + 1))
+    order = np.argsort(space.distances[word])[:k_max]
+    expected = simulate(space.distances[word][order], counts / counts.sum(), scale, space.diameter, n, rng)
+    bound = TruncatedGumbel(scale=scale, neighbours=k_max).bind(space)
+    drawn = np.bincount(bound.sample(np.full(n, word, np.int32), rng), minlength=30)
+    assert drawn.sum() == drawn[order].sum()
+    table = np.array([expected, drawn[order]])
+    assert stats.chi2_contingency(table[:, table.min(axis=0) > 5]).pvalue > 1e-4
+
+
+def exact_delta(space, law, epsilon):
+    """The definition over the dense matrix of a law."""
+    matrix = np.zeros((space.size, space.size))
+    np.put_along_axis(matrix, law.ids.astype(int), law.probabilities, axis=1)
+    factor = np.exp(np.minimum(epsilon * space.distances, 700))
+    return max(
+        np.maximum(matrix[w] - factor[w, v] * matrix[v], 0).sum() for w in range(space.size) for v in range(space.size)
+    )
+
+
+def test_vocabulary_that_the_candidates_cover_gets_a_finite_guarantee_computed_from_its_law(plain_space, rng):
     space = plain_space(rng.normal(size=(8, 3)))
-    epsilon = 1.5 * (5 + 2 * math.log(8)) / space.min_distance
+    epsilon = 1.02 * (5 + 2 * math.log(8)) / space.min_distance
     mechanism = TruncatedGumbel(epsilon=epsilon)
     guarantee = mechanism.guarantee(space)
-    assert guarantee.basis == "computed" and guarantee.epsilon == epsilon
-    law = mechanism.bind(space).law()
-    matrix = np.zeros((8, 8))
-    np.put_along_axis(matrix, law.ids.astype(int), law.probabilities, axis=1)
-    excess = [
-        np.maximum(matrix[w] - np.exp(np.minimum(epsilon * space.distances[w, v], 700)) * matrix[v], 0).sum()
-        for w in range(8)
-        for v in range(8)
-    ]
-    assert guarantee.delta == pytest.approx(max(excess), abs=1e-12)
+    assert (guarantee.basis, guarantee.epsilon) == ("computed", epsilon)
+    assert guarantee.delta == exact_delta(space, mechanism.bind(space).law(), epsilon) == 0
+
+
+@pytest.mark.parametrize(("size", "neighbours"), [(11, 10), (12, 7)])
+def test_no_finite_guarantee_where_some_word_cannot_become_another(plain_space, rng, size, neighbours):
+    """A word keeps itself with a high probability, so delta is large as soon as it is nobody else's candidate."""
+    space = plain_space(rng.normal(size=(size, 3)))
+    epsilon = 1.02 * (5 + 2 * math.log(size)) / space.min_distance
+    mechanism = TruncatedGumbel(epsilon=epsilon, neighbours=neighbours)
+    delta = exact_delta(space, mechanism.bind(space).law(), epsilon)
+    guarantee = mechanism.guarantee(space)
+    assert 0.01 < delta < 1 and guarantee.epsilon is None and f"is {delta:.3g}" in guarantee.reason
 
 
 def test_no_finite_guarantee_where_candidates_of_two_words_are_disjoint(plain_space, rng):

@@ -22,7 +22,7 @@ def clopper_pearson(successes: int, trials: int, alpha: float) -> tuple[float, f
     return float(low), float(high)
 
 
-def audited_epsilon(one: npt.NDArray, other: npt.NDArray, events: int = 100) -> float:
+def audited_epsilon(one: npt.NDArray, other: npt.NDArray, events: int = 1000) -> float:
     """A lower bound of ln(P[one in S] / P[other in S]) over half-lines S of a real statistic, both directions.
 
     Args:
@@ -30,18 +30,24 @@ def audited_epsilon(one: npt.NDArray, other: npt.NDArray, events: int = 100) -> 
         other: (n,) values on the neighbouring input.
         events: number of thresholds tried for S; the first half of the samples chooses among them.
     """
-    best = -math.inf
+    half = len(one) // 2
+    thresholds = np.quantile(
+        np.concatenate([one[:half], other[:half]]), np.linspace(2 / events, 1 - 2 / events, events)
+    )
+    best, choice = -math.inf, (one, other, 1, thresholds[0])
     for a, b in ((one, other), (other, one)):
-        half = len(a) // 2
-        thresholds = np.quantile(np.concatenate([a[:half], b[:half]]), np.linspace(0.002, 0.998, events))
         for sign in (1, -1):
-            hits_a = np.array([np.count_nonzero(sign * a[:half] >= sign * t) for t in thresholds])
-            hits_b = np.array([np.count_nonzero(sign * b[:half] >= sign * t) for t in thresholds])
-            chosen = thresholds[int(np.argmax(np.log(hits_a + 1) - np.log(hits_b + 1) - 2 / np.sqrt(hits_a + 1)))]
-            fresh_a, fresh_b = a[half:], b[half:]
-            # Four events are bounded in all, two bounds each: a union bound keeps the whole audit at ALPHA.
-            low, _ = clopper_pearson(int(np.count_nonzero(sign * fresh_a >= sign * chosen)), len(fresh_a), ALPHA / 8)
-            _, high = clopper_pearson(int(np.count_nonzero(sign * fresh_b >= sign * chosen)), len(fresh_b), ALPHA / 8)
-            if low > 0:
-                best = max(best, math.log(low / high))
-    return best
+            hits_a, hits_b = (_hits(sign * x[:half], sign * thresholds) for x in (a, b))
+            # Two standard errors of the logarithm keep events that are too rare to bound from being chosen.
+            scores = np.log((hits_a + 1) / (hits_b + 1)) - 2 / np.sqrt(hits_a + 1) - 2 / np.sqrt(hits_b + 1)
+            if scores.max() > best:
+                best, choice = scores.max(), (a, b, sign, thresholds[int(scores.argmax())])
+    a, b, sign, threshold = choice
+    low, _ = clopper_pearson(int(_hits(sign * a[half:], sign * threshold)), len(a) - half, ALPHA / 2)
+    _, high = clopper_pearson(int(_hits(sign * b[half:], sign * threshold)), len(b) - half, ALPHA / 2)
+    return math.log(low / high) if low > 0 else -math.inf
+
+
+def _hits(values: npt.NDArray, thresholds: npt.NDArray) -> npt.NDArray:
+    """How many values are at least each threshold."""
+    return len(values) - np.searchsorted(np.sort(values), thresholds, side="left")

@@ -82,7 +82,7 @@ def test_planted_bug_of_a_cube_instead_of_a_sphere_is_found(rng):
 @pytest.mark.parametrize("dimension", [1, 2])
 def test_audit_of_the_noisy_vector_reaches_its_claim_and_never_exceeds_it(rng, dimension):
     """epsilon * distance = 4 before projection: the claim holds, and the auditor has the power to say so."""
-    claim, n = 4.0, 400_000
+    claim, n = 4.0, 1_000_000
     shift = np.zeros(dimension)
     shift[0] = claim / EPSILON
     here = multivariate_laplace_noise(n, dimension, EPSILON, rng)
@@ -95,7 +95,7 @@ def test_audit_of_the_noisy_vector_reaches_its_claim_and_never_exceeds_it(rng, d
 @pytest.mark.parametrize("dimension", [1, 2])
 @pytest.mark.parametrize("factor", [0.5, 0.8])
 def test_audit_convicts_noise_that_is_too_small(rng, dimension, factor):
-    claim, n = 4.0, 400_000
+    claim, n = 4.0, 1_000_000
     shift = np.zeros(dimension)
     shift[0] = claim / EPSILON
     here = scaled(factor)(n, dimension, rng)

@@ -1,4 +1,5 @@
 import json
+import secrets
 import typing
 
 import apache_beam as beam
@@ -8,12 +9,18 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms import window
+from randomgen import AESCounter
 
 from beam_dp import Ledger, MultivariateLaplace, PrivatizeText, TruncatedGumbel
 from beam_dp.accounting.pipeline import LedgerPipeline
 from beam_dp.embeddings import build_index, open_index, resolve_index
-from beam_dp.errors import ArgumentError, GrantError, InputError
+from beam_dp.errors import ArgumentError, GrantError, InputError, LedgerSealedError
 from beam_dp.guarantees import MetricGuarantee
+from beam_dp.io import Position, position_of, with_position
+from beam_dp.randomness import SecureSource
+from beam_dp.text import TextOptions
+from beam_dp.text.rows import RowShape
+from beam_dp.text.transform import _PrivatizeBatches, _PrivatizeRows, _Work
 
 WORDS = ["one", "two", "three", "four"]
 SECRET = "xyzzysecret"
@@ -31,6 +38,9 @@ class Identity:
 
     def bind(self, space):
         return self
+
+    def law_digest(self):
+        return None
 
     def sample(self, ids, rng):
         return ids
@@ -107,23 +117,54 @@ def test_rows(index):
     run(make)
 
 
-def test_record_batches_keep_columns_types_and_place(index):
-    schema = pa.schema([("n", pa.int16()), ("text", pa.large_string()), ("x", pa.string())], metadata={"place": "7"})
-    batch = pa.record_batch([[1, 2], ["Two", None], [SECRET, SECRET]], schema=schema)
+def batches_of(p, batch):
+    return p | beam.Create([0]) | beam.Map(lambda _: batch).with_output_types(pa.RecordBatch)
+
+
+def test_record_batches_keep_columns_types_and_place_and_no_other_metadata(index):
+    fields = [
+        pa.field("n", pa.int16(), metadata={"note": SECRET}),
+        pa.field("text", pa.large_string()),
+        pa.field("x", pa.string()),
+    ]
+    schema = pa.schema(fields, metadata={"pandas": SECRET})
+    batch = with_position(
+        pa.record_batch([[1, 2], ["Two", None], [SECRET, SECRET]], schema=schema), Position(3, 700, 5)
+    )
 
     def check(results):
         (out,) = results
-        assert out.schema.names == ["text", "n"]
-        assert out.schema.types == [pa.string(), pa.int16()] and out.schema.metadata == {b"place": b"7"}
+        assert out.schema.names == ["text", "n"] and out.schema.types == [pa.string(), pa.int16()]
         assert out.to_pydict() == {"text": ["two", ""], "n": [1, 2]}
+        assert position_of(out) == Position(3, 700, 5)
+        assert SECRET not in str(out.schema.metadata) + str([field.metadata for field in out.schema])
 
     def make(p):
-        batches = p | beam.Create([0]) | beam.Map(lambda _: batch).with_output_types(pa.RecordBatch)
-        out = batches | privatize(index, keep_columns=["n"])
+        out = batches_of(p, batch) | privatize(index, keep_columns=["n"])
         assert out.element_type is pa.RecordBatch
         assert_that(out, check)
 
     run(make)
+
+
+def test_rows_of_a_batch_with_invalid_utf8_are_rejected(index):
+    raw = pa.array([b"one", b"\xff" + SECRET.encode(), b"two"], pa.binary())
+    batch = pa.record_batch([raw.view(pa.string())], names=["text"])
+
+    def rejects(batches):
+        assert [row for b in batches for row in b.to_pylist()] == [
+            {"reason": "invalid_unicode", "source": None, "position": 1}
+        ]
+
+    def make(p):
+        out = batches_of(p, batch) | privatize(index).with_rejects()
+        assert_that(out.rows | beam.FlatMap(lambda b: b["text"].to_pylist()), equal_to(["one", "two"]), label="rows")
+        assert_that(out.rejected, rejects, label="rejects")
+
+    run(make)
+    with pytest.raises(Exception, match="a row was rejected \\(invalid_unicode\\)") as failed:
+        run(lambda p: batches_of(p, batch) | privatize(index))
+    assert SECRET not in str(failed.value)
 
 
 def test_undeclared_elements_need_input_kind(index):
@@ -211,30 +252,127 @@ def test_plain_pipeline_needs_a_ledger(index):
 
 
 def test_do_fn_without_a_grant_fails_in_setup(index):
-    from beam_dp.text.privatize import TextOptions
-    from beam_dp.text.rows import RowShape
-    from beam_dp.text.transform import _PrivatizeRows, _Work
-
-    work = _Work(Identity(), resolve_index(index), "exact", TextOptions(), RowShape("text", ()), "str", True)
+    work = _Work(
+        Identity(),
+        resolve_index(index),
+        "exact",
+        TextOptions(),
+        RowShape("text", ()),
+        "str",
+        law=None,
+        fail_on_reject=True,
+    )
     with pytest.raises(GrantError, match="no grant"):
         _PrivatizeRows(work).setup()
 
 
-def test_do_fn_that_was_changed_after_its_entry_fails_in_setup(index):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mechanism": MultivariateLaplace(100.0)},
+        {"options": TextOptions(max_words=1000)},
+        {"options": TextOptions(oov="random")},
+        {"index": resolve_index()},
+        {"law": "0" * 64},
+    ],
+)
+def test_do_fn_that_was_changed_after_its_entry_fails_in_setup(index, change):
     ledger = Ledger()
     p = ledger.pipeline(PipelineOptions(["--runner=FnApiRunner"]))
-    transform = PrivatizeText(MultivariateLaplace(1.0), index=index, ledger=ledger)
-    p | beam.Create(["one"]) | transform
+    p | beam.Create(["one"]) | PrivatizeText(MultivariateLaplace(1.0), index=index)
 
     class Tamper(beam.pipeline.PipelineVisitor):
         def visit_transform(self, node):
             work = getattr(getattr(node.transform, "fn", None), "_work", None)
             if work is not None:
-                work.mechanism = MultivariateLaplace(100.0)
+                work.__dict__.update(change)
 
     p.visit(Tamper())
     with pytest.raises(Exception, match="another mechanism, index or bound"):
         p.run().wait_until_finish()
+
+
+def test_tables_other_than_those_of_the_guarantee_fail_in_setup(index):
+    class Table(Identity):
+        """Claims what it computed from tables that are others each time."""
+
+        def guarantee(self, space):
+            return MetricGuarantee(epsilon=1.0, basis="computed", metric=space.metric, index_digest=space.digest)
+
+        def law_digest(self):
+            return secrets.token_hex(32)
+
+    with pytest.raises(Exception, match="tables are not those that the guarantee"):
+        run(lambda p: p | beam.Create(["one"]) | PrivatizeText(Table(), index=index))
+
+
+class Witness(Identity):
+    """Returns the first word for a secure generator of this bundle, the second for any other."""
+
+    def sample(self, ids, rng):
+        secure = type(rng.bit_generator) is AESCounter
+        return np.full_like(ids, 0 if secure else 1)
+
+
+@pytest.mark.parametrize("kind", ["rows", "batches"])
+def test_draws_come_from_the_secure_source_with_a_new_key_for_each_bundle(index, kind, monkeypatch):
+    keys = []
+    rekey = SecureSource.rekey
+    monkeypatch.setattr(SecureSource, "rekey", lambda self: (keys.append(0), rekey(self)))
+    do_fn_type = {"rows": _PrivatizeRows, "batches": _PrivatizeBatches}[kind]
+    ledger = Ledger()
+    work = _Work(
+        Witness(),
+        resolve_index(index),
+        "exact",
+        TextOptions(),
+        RowShape("text", ()),
+        "str",
+        law=None,
+        fail_on_reject=True,
+    )
+    work.grant = ledger.record(
+        label="x",
+        mechanism="Witness()",
+        guarantee=Witness().guarantee(open_index(resolve_index(index))),
+        max_applications=64,
+        fingerprint=work.fingerprint,
+    )
+    do_fn = do_fn_type(work)
+    do_fn.setup()
+    before = len(keys)
+    for bundle in range(3):
+        do_fn.start_bundle()
+        assert len(keys) == before + bundle + 1
+        if kind == "rows":
+            list(do_fn.process("four", 0, window.GlobalWindow()))
+            (out,) = do_fn.finish_bundle()
+            assert out.value == "one"
+        else:
+            (out,) = do_fn.process(pa.record_batch([["four"]], names=["text"]))
+            assert out["text"].to_pylist() == ["one"]
+
+
+def test_metrics_are_named_by_reason_codes_alone(index):
+    p = Ledger().pipeline(PipelineOptions(["--runner=FnApiRunner"]))
+    rows = [{"text": "one two"}, {"text": 5}, {SECRET: SECRET}]
+    p | beam.Create(rows) | privatize(index, input_kind="dict").with_rejects()
+    result = p.run()
+    counters = {c.key.metric.name: c.result for c in result.metrics().query()["counters"]}
+    assert counters == {
+        "privatized_rows": 1,
+        "privatized_words": 2,
+        "rejects/not_text": 1,
+        "rejects/missing_column": 1,
+    }
+
+
+def test_a_pipeline_runs_once_since_each_run_draws_anew(index):
+    p = Ledger().pipeline(PipelineOptions(["--runner=FnApiRunner"]))
+    p | beam.Create(["one"]) | privatize(index)
+    p.run().wait_until_finish()
+    with pytest.raises(LedgerSealedError, match="ran already"):
+        p.run()
 
 
 def test_ledger_entry_says_what_is_promised(index):
