@@ -37,7 +37,7 @@ class Guarantee:
 
     epsilon: float | None
     delta: float = 0.0
-    basis: Basis = "proved"
+    basis: Basis
     reason: str | None = None
     model: ClassVar[str] = ""
 

@@ -32,7 +32,12 @@ class PrivatizeTextOptions(PipelineOptions):
 
     @classmethod
     def _add_argparse_args(cls, parser: ArgumentParser) -> None:
-        parser.add_argument("--mechanism", choices=sorted(MECHANISMS), default="multivariate_laplace")
+        parser.add_argument(
+            "--mechanism",
+            choices=sorted(MECHANISMS),
+            default="multivariate_laplace",
+            help="what is drawn for each word (default: multivariate_laplace)",
+        )
         parser.add_argument("--epsilon", type=float, help="privacy parameter, in units of 1/distance")
         parser.add_argument("--scale", type=float, help="truncated_gumbel: noise scale instead of --epsilon")
         parser.add_argument("--neighbours", type=int, help="truncated_gumbel: candidates of a word (default: 40)")
@@ -42,8 +47,18 @@ class PrivatizeTextOptions(PipelineOptions):
         parser.add_argument("--text_column", default="text", help="the column to privatize (default: text)")
         parser.add_argument("--keep_columns", metavar="A,B", help="columns to pass on unchanged and unprotected")
         parser.add_argument("--max_words", type=int, default=64, help="words kept of a text (default: 64)")
-        parser.add_argument("--oov", choices=OOV_POLICIES, default="drop", help="what becomes of unknown words")
-        parser.add_argument("--search", choices=("auto", "exact", "annoy"), default="auto", help="nearest-word search")
+        parser.add_argument(
+            "--oov",
+            choices=OOV_POLICIES,
+            default="drop",
+            help="unknown words vanish or become random ones (default: drop)",
+        )
+        parser.add_argument(
+            "--search",
+            choices=("auto", "exact", "annoy"),
+            default="auto",
+            help="how the nearest word is found (default: auto)",
+        )
 
 
 def mechanism_from(options: PipelineOptions) -> WordMechanism:
@@ -67,7 +82,7 @@ def mechanism_from(options: PipelineOptions) -> WordMechanism:
 def build(pipeline: beam.Pipeline, ledger: Ledger, options: PipelineOptions) -> None:
     """Adds read, privatize and publish to ``pipeline``."""
     run, own = options.view_as(RunOptions), options.view_as(PrivatizeTextOptions)
-    keep = tuple(name for name in (own.keep_columns or "").split(",") if name)
+    keep = tuple(name.strip() for name in (own.keep_columns or "").split(",") if name.strip())
     privatize = PrivatizeText(
         mechanism_from(options),
         index=own.index,

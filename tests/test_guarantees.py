@@ -23,11 +23,11 @@ OWN: dict[type[Guarantee], dict[str, str]] = {
 
 @pytest.mark.parametrize("model", OWN)
 def test_guarantees_are_values(model: type[Guarantee]) -> None:
-    one = model(epsilon=2, delta=1e-9, **OWN[model])
-    assert one == model(epsilon=2.0, delta=1e-9, **OWN[model])
-    assert one != model(epsilon=2.5, delta=1e-9, **OWN[model])
+    one = model(basis="proved", epsilon=2, delta=1e-9, **OWN[model])
+    assert one == model(basis="proved", epsilon=2.0, delta=1e-9, **OWN[model])
+    assert one != model(basis="proved", epsilon=2.5, delta=1e-9, **OWN[model])
     assert one == pickle.loads(pickle.dumps(one)) == copy.deepcopy(one)
-    assert hash(one) == hash(model(epsilon=2.0, delta=1e-9, **OWN[model]))
+    assert hash(one) == hash(model(basis="proved", epsilon=2.0, delta=1e-9, **OWN[model]))
     assert type(one.epsilon) is float
     assert f"{model.__name__}(epsilon=2.0" in repr(one)
     with pytest.raises(AttributeError):
@@ -35,7 +35,9 @@ def test_guarantees_are_values(model: type[Guarantee]) -> None:
 
 
 def test_models_are_never_equal() -> None:
-    assert LocalGuarantee(epsilon=1.0, privacy_unit="user") != CentralGuarantee(epsilon=1.0, privacy_unit="user")
+    assert LocalGuarantee(basis="proved", epsilon=1.0, privacy_unit="user") != CentralGuarantee(
+        basis="proved", epsilon=1.0, privacy_unit="user"
+    )
     assert [model.model for model in OWN] == ["metric", "local", "central"]
 
 
@@ -58,31 +60,31 @@ def test_models_are_never_equal() -> None:
         ({"epsilon": 1.0, "basis": "none"}, "basis none"),
         ({"epsilon": 1.0, "reason": "why"}, "reason"),
         ({"epsilon": None}, "reason must say why"),
-        ({"epsilon": None, "reason": "why"}, "basis must be none"),
+        ({"epsilon": None, "basis": "proved", "reason": "why"}, "basis must be none"),
         ({"epsilon": None, "basis": "none"}, "reason must say why"),
         ({"epsilon": None, "basis": "none", "reason": ""}, "reason must say why"),
     ],
 )
 def test_claims_that_cannot_be_right_are_refused(model: type[Guarantee], claim: dict[str, Any], named: str) -> None:
     with pytest.raises(ArgumentError, match=named):
-        model(**claim, **OWN[model])
+        model(**{"basis": "proved", **claim}, **OWN[model])
 
 
 def test_sentences() -> None:
     own = OWN[MetricGuarantee]
-    proved = MetricGuarantee(epsilon=12, **own)
+    proved = MetricGuarantee(basis="proved", epsilon=12, **own)
     assert proved.sentence() == "metric epsilon 12 (proved) per word and unit of euclidean distance"
     computed = MetricGuarantee(epsilon=0.5, delta=1.3e-13, basis="computed", **own)
     assert computed.sentence() == "metric epsilon 0.5, delta 1.3e-13 (computed) per word and unit of euclidean distance"
     nothing = MetricGuarantee(epsilon=None, basis="none", reason="explicit scale", **own)
     assert nothing.sentence() == "no finite metric guarantee: explicit scale"
-    assert CentralGuarantee(epsilon=1, privacy_unit="user").sentence() == "central epsilon 1 (proved)"
+    assert CentralGuarantee(basis="proved", epsilon=1, privacy_unit="user").sentence() == "central epsilon 1 (proved)"
 
 
 @given(epsilon=st.floats(1e-9, 1e9), delta=st.floats(0, 0.999))
 def test_fields_hold_the_whole_claim(epsilon: float, delta: float) -> None:
     for model, own in OWN.items():
-        guarantee = model(epsilon=epsilon, delta=delta, **own)
+        guarantee = model(basis="proved", epsilon=epsilon, delta=delta, **own)
         fields = guarantee_fields(guarantee)
         assert fields == {
             "model": model.model,

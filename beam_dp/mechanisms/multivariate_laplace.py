@@ -73,7 +73,7 @@ class MultivariateLaplace:
     def guarantee(self, space: WordSpace) -> MetricGuarantee:
         """(epsilon, 0) in the metric of ``space``, which must be Euclidean, by the proof above."""
         require_euclidean(space)
-        return MetricGuarantee(epsilon=self.epsilon, metric=space.metric, index_digest=space.digest)
+        return MetricGuarantee(epsilon=self.epsilon, basis="proved", metric=space.metric, index_digest=space.digest)
 
     def bind(self, space: WordSpace) -> BoundMultivariateLaplace:
         """The mechanism on the vectors of ``space``, whose metric must be Euclidean."""

@@ -19,10 +19,10 @@ from beam_dp.mechanisms.laws import MAX_WORDS_FOR_ALL_PAIRS, SparseLaw, disjoint
 
 # Words whose laws are integrated together: the arrays (words, nodes, K) of a chunk stay near 1 MB, the size of a cache.
 _CHUNK_WORDS = 8
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(5)
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(7)
 # Below -6.5 b the untruncated Gumbel law has a mass of exp(-665); beyond 40 b of exp(-40).
 _LEFT, _RIGHT = 6.5, 40.0
-_LAW_TOLERANCE = 1e-7
+_LAW_TOLERANCE = 1e-8
 
 # A larger delta promises nothing that a reader of an (epsilon, delta) would expect.
 _LARGEST_DELTA = 0.01
@@ -185,7 +185,7 @@ def truncated_gumbel_law(
     With S_j(t) = P[d_j + G_j > t] and f_j its density, candidate i wins at t with density
     ``f_i(t) / S_i(t) * sum over k > i of P[k] * S_0(t) ... S_{k-1}(t)``. That is integrated by Gauss-Legendre rules
     between the points where some candidate starts to have mass, in panels of at most 3/4 of the scale: measured
-    against rules of four times the order, the error of a probability is below 1e-8. (Guarantees are computed from the
+    against rules of four times the order, the error of a probability is below 1e-9. (Guarantees are computed from the
     tables that are drawn from, not from this function, so they do not depend on it.)
 
     Args:
@@ -210,7 +210,10 @@ def truncated_gumbel_law(
         law[start : start + len(part)] = np.einsum("wt,wtk->wk", weights.reshape(len(part), -1), density)
     totals = law.sum(axis=1, keepdims=True)
     if not np.all(np.abs(totals - 1) < _LAW_TOLERANCE):
-        raise ArgumentError("scale is too extreme for this index: the law of truncated_gumbel cannot be integrated")
+        raise ArgumentError(
+            f"scale {scale:g} is too small for the distances of this index, up to {distances.max():.3g}: the law of "
+            "truncated_gumbel cannot be integrated"
+        )
     return law / totals
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_dp.errors import require_choice, require_count
+from beam_dp.errors import BeamDpError, require_choice, require_count
 from beam_dp.mechanisms import BoundMechanism
 from beam_dp.mechanisms.base import WordIds
 from beam_dp.text.tokenizer import tokenize
@@ -122,9 +122,13 @@ class TextPrivatizer:
 
         Raises:
             InputError: ``texts`` is not an Arrow array of text.
+            BeamDpError: the mechanism does not keep to its protocol.
         """
         rows = encode(texts, self._vocabulary, self._options, rng)
-        return self._decode(self._mechanism.sample(rows.ids, rng), rows.offsets), len(rows.ids)
+        drawn = self._mechanism.sample(rows.ids, rng)
+        if drawn.shape != rows.ids.shape or drawn.dtype != np.int32:
+            raise BeamDpError("sample of this mechanism does not give one int32 id for each id")
+        return self._decode(drawn, rows.offsets), len(rows.ids)
 
     def _decode(self, ids: WordIds, offsets: npt.NDArray[np.int64]) -> pa.StringArray:
         """The texts whose words are ``ids``."""

@@ -10,6 +10,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam import pvalue
+from apache_beam.internal import pickler
 from apache_beam.metrics import Metrics
 from apache_beam.transforms import window
 from apache_beam.transforms.display import DisplayDataItem
@@ -53,7 +54,7 @@ class PrivatizeText(beam.PTransform):
     ``texts | PrivatizeText(MultivariateLaplace(epsilon=12))`` takes a PCollection of str, dict, NamedTuple or
     `beam.Row`, or `pyarrow.RecordBatch` (fastest), and gives the same kind back: the privatized text and the columns
     that ``keep_columns`` names; every other column is dropped. One row in, one row out; timestamps and windows stay.
-    A null text becomes an empty one. What a text is made of, and what of it is public, stands in
+    A null text becomes an empty one. What a text is made of, and what of it is public, is described in
     `beam_dp.text.tokenizer` and `beam_dp.text.TextOptions`.
 
     A row that holds no valid text (another type, invalid Unicode, a missing field) is *rejected*: it fails the
@@ -94,8 +95,7 @@ class PrivatizeText(beam.PTransform):
         ledger: Ledger | None = None,
     ) -> None:
         super().__init__()
-        if not callable(getattr(mechanism, "bind", None)):
-            raise ArgumentError(f"mechanism must be a word mechanism, not {describe_kind(mechanism)}")
+        _require_mechanism(mechanism)
         if isinstance(keep_columns, str):
             raise ArgumentError("keep_columns must be a list of names, not one string")
         self._mechanism = mechanism
@@ -222,9 +222,10 @@ class _Privatize(beam.DoFn):
         for reject in rejects:
             Metrics.counter(METRICS_NAMESPACE, f"rejects/{reject.reason}").inc()
         if self._work.fail_on_reject:
+            columns = ", ".join(self._work.shape.columns)
             raise InputError(
-                f"a row was rejected ({rejects[0].reason}); PrivatizeText(...).with_rejects() returns such rows as a "
-                "second output"
+                f"a row was rejected ({rejects[0].reason}); the columns asked for are {columns}; "
+                "PrivatizeText(...).with_rejects() returns such rows as a second output"
             )
         return pvalue.TaggedOutput(_REJECTED, rejects_batch(rejects, None))
 
@@ -287,6 +288,17 @@ class _PrivatizeRows(_Privatize):
         ]
         self._waiting, self._texts, self._characters = [], [], 0
         return out
+
+
+def _require_mechanism(mechanism: object) -> None:
+    """ArgumentError unless ``mechanism`` looks like a `WordMechanism` and is a value that workers can compare."""
+    if not all(callable(getattr(mechanism, name, None)) for name in ("bind", "guarantee")):
+        raise ArgumentError(f"mechanism must be a word mechanism, not {describe_kind(mechanism)}")
+    if repr(pickler.loads(pickler.dumps(mechanism))) != repr(mechanism):
+        raise ArgumentError(
+            "mechanism must be a value whose repr says all of its parameters, such as a frozen dataclass: its copy in "
+            "a worker has another repr"
+        )
 
 
 def _full_label(pipeline: beam.Pipeline, label: str) -> str:

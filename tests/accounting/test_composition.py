@@ -38,7 +38,7 @@ def _metric(
     digest: str = "a",
     reason: str = "no theorem",
 ) -> Entry:
-    claim: dict[str, Any] = {"epsilon": epsilon, "delta": delta}
+    claim: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "basis": "proved"}
     if epsilon is None:
         claim = {"epsilon": None, "basis": "none", "reason": reason}
     return _entry(MetricGuarantee(**claim, metric=metric, index_digest=digest), uses, diameter)
@@ -131,8 +131,8 @@ def test_models_are_apart() -> None:
     totals = compose(
         [
             _metric(1.0),
-            _entry(LocalGuarantee(epsilon=2.0, privacy_unit="user")),
-            _entry(CentralGuarantee(epsilon=3.0, delta=1e-6, privacy_unit="user"), uses=2),
+            _entry(LocalGuarantee(basis="proved", epsilon=2.0, privacy_unit="user")),
+            _entry(CentralGuarantee(basis="proved", epsilon=3.0, delta=1e-6, privacy_unit="user"), uses=2),
         ]
     )
     assert totals["metric"]["epsilon_per_word"] == 1.0
@@ -156,7 +156,9 @@ def test_per_unit_totals_that_cannot_be_stated(
     guarantee: Any, units: tuple[str, str], uses: int | None, delta: float, reason: str
 ) -> None:
     model = guarantee.model
-    total = compose([_entry(guarantee(epsilon=1.0, delta=delta, privacy_unit=unit), uses) for unit in units])[model]
+    total = compose(
+        [_entry(guarantee(basis="proved", epsilon=1.0, delta=delta, privacy_unit=unit), uses) for unit in units]
+    )[model]
     assert total["epsilon"] is None
     assert total["delta"] is None
     assert reason in total["reason"]
@@ -218,7 +220,7 @@ def test_a_sum_beyond_the_floats_says_so() -> None:
     total = _total(_metric(1e308, 64, diameter=1.0))
     assert total["epsilon_per_document"] is None
     assert "largest float" in total["reason"]
-    central = compose([_entry(CentralGuarantee(epsilon=1e308, privacy_unit="u"), uses=64)])["central"]
+    central = compose([_entry(CentralGuarantee(basis="proved", epsilon=1e308, privacy_unit="u"), uses=64)])["central"]
     assert central["epsilon"] is None
     assert "largest float" in central["reason"]
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _metric(epsilon: float = 12.0, delta: float = 0.0) -> MetricGuarantee:
-    return MetricGuarantee(epsilon=epsilon, delta=delta, metric="euclidean", index_digest=DIGEST)
+    return MetricGuarantee(basis="proved", epsilon=epsilon, delta=delta, metric="euclidean", index_digest=DIGEST)
 
 
 def _fields(**changes: Any) -> dict[str, Any]:
@@ -65,8 +65,14 @@ def test_an_entry_says_what_the_contract_lists() -> None:
 def test_entries_of_every_model_have_the_same_keys() -> None:
     ledger = Ledger()
     ledger.record(**_fields(label="m"))
-    ledger.record(**_fields(label="l", guarantee=LocalGuarantee(epsilon=1.0, privacy_unit="user"), diameter=None))
-    ledger.record(**_fields(label="c", guarantee=CentralGuarantee(epsilon=1.0, privacy_unit="user"), diameter=None))
+    ledger.record(
+        **_fields(label="l", guarantee=LocalGuarantee(basis="proved", epsilon=1.0, privacy_unit="user"), diameter=None)
+    )
+    ledger.record(
+        **_fields(
+            label="c", guarantee=CentralGuarantee(basis="proved", epsilon=1.0, privacy_unit="user"), diameter=None
+        )
+    )
     entries = json.loads(ledger.to_json())["entries"]
     assert {tuple(sorted(entry)) for entry in entries} == {tuple(sorted(entries[0]))}
     assert [entry["privacy_unit"] for entry in entries] == ["word", "user", "user"]
@@ -100,13 +106,13 @@ def test_nothing_is_added_to_a_sealed_plan() -> None:
         ({"mechanism": ""}, "mechanism"),
         ({"fingerprint": ""}, "fingerprint"),
         ({"guarantee": "epsilon 1"}, "guarantee"),
-        ({"guarantee": Guarantee(epsilon=1.0)}, "guarantee"),
+        ({"guarantee": Guarantee(basis="proved", epsilon=1.0)}, "guarantee"),
         ({"max_applications": 0}, "max_applications"),
         ({"max_applications": 1.5}, "max_applications"),
         ({"diameter": -1.0}, "diameter"),
         ({"diameter": float("inf")}, "diameter"),
         ({"diameter": True}, "diameter"),
-        ({"guarantee": LocalGuarantee(epsilon=1.0, privacy_unit="user")}, "diameter"),
+        ({"guarantee": LocalGuarantee(basis="proved", epsilon=1.0, privacy_unit="user")}, "diameter"),
         ({"parameters": {"x": float("nan")}}, "parameters"),
         ({"parameters": {"x": object()}}, "parameters"),
     ],

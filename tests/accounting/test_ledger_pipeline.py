@@ -38,7 +38,7 @@ def _record(ledger: Ledger, label: str, epsilon: float = 1.0) -> Grant:
     return ledger.record(
         label=label,
         mechanism=f"Example(epsilon={epsilon})",
-        guarantee=MetricGuarantee(epsilon=epsilon, metric="euclidean", index_digest=DIGEST),
+        guarantee=MetricGuarantee(basis="proved", epsilon=epsilon, metric="euclidean", index_digest=DIGEST),
         max_applications=4,
         diameter=2.0,
         fingerprint=f"Example({epsilon})/{DIGEST}/4",

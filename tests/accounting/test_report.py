@@ -12,7 +12,11 @@ DIGEST = "0123456789abcdef" * 4
 
 
 def _record(ledger: Ledger, label: str, mechanism: str = "Example()", reason: str | None = None) -> None:
-    claim = {"epsilon": 0.1, "delta": 1e-13} if reason is None else {"epsilon": None, "basis": "none", "reason": reason}
+    claim = (
+        {"epsilon": 0.1, "delta": 1e-13, "basis": "proved"}
+        if reason is None
+        else {"epsilon": None, "basis": "none", "reason": reason}
+    )
     ledger.record(
         label=label,
         mechanism=mechanism,
@@ -57,7 +61,7 @@ def test_other_models_and_several_groups_are_listed() -> None:
         ledger.record(
             label=f"count {unit}",
             mechanism="DiscreteLaplace()",
-            guarantee=CentralGuarantee(epsilon=1.0, privacy_unit=unit),
+            guarantee=CentralGuarantee(basis="proved", epsilon=1.0, privacy_unit=unit),
             max_applications=1,
             fingerprint="f",
         )

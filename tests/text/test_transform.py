@@ -462,6 +462,23 @@ def test_what_is_no_mechanism_is_refused(index):
         PrivatizeText(12.0, index=index)
 
 
+def test_mechanism_that_is_no_value_is_refused(index):
+    class Plain(Identity):
+        __repr__ = object.__repr__
+
+    with pytest.raises(ArgumentError, match="whose repr says all of its parameters"):
+        PrivatizeText(Plain(), index=index)
+
+
+def test_mechanism_that_breaks_its_protocol_ends_the_run_before_anything_is_written(index):
+    class Short(Identity):
+        def sample(self, ids, rng):
+            return ids[1:]
+
+    with pytest.raises(Exception, match="does not give one int32 id for each id"):
+        run(lambda p: p | beam.Create(["one two"]) | PrivatizeText(Short(), index=index))
+
+
 def test_display_data_shows_the_claim_and_no_data(index):
     transform = PrivatizeText(MultivariateLaplace(3), index=index)
     shown = beam.transforms.display.DisplayData.create_from(transform)
