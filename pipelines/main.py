@@ -1,8 +1,8 @@
 """The shell around every runnable: exit statuses, the last line on stderr, silence, progress.
 
 A command line ends with status 0 when everything asked for was written; 2 for a bad argument, input or environment,
-also when it was met in a worker; 3 when the budget refuses; 130 after Ctrl-C; 1 for anything else. The last line on
-stderr is then ``error: ...``.
+also when it was met in a worker; 3 when the budget refuses; 130 after Ctrl-C and 143 after SIGTERM, whose clean-up
+runs; 1 for anything else. The last line on stderr is then ``error: ...``.
 
 Without ``--verbose`` nothing else gets to stderr from Beam or its workers: their logs and tracebacks quote the
 elements that they worked on. For the same reason the text of an exception is shown only if it is one of this
@@ -17,6 +17,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import traceback
@@ -31,11 +32,12 @@ from tqdm import tqdm
 from beam_dp import errors
 from beam_dp.errors import BeamDpError, ResourceError
 from pipelines.options import RunOptions, is_local_path
-from pipelines.workers import WorkerCrash, late_workers_stop
+from pipelines.workers import EarlyEnd, late_workers_stop
 
 Body = Callable[[list[str]], int | None]
 
-_INTERRUPTED = 130
+_INTERRUPTED = (130, "interrupted")
+_TERMINATED = (143, "terminated")
 _CRASHED = "a worker process died, e.g. because memory ran out; try fewer workers (--direct_num_workers)"
 _REFRESH_SECONDS = 0.5
 _WHILE_RUNNING = r"(?: \[while running .*)?"
@@ -54,25 +56,30 @@ def run_main(body: Body, argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in arguments
-    crash = WorkerCrash()
+    early = EarlyEnd()
     with contextlib.ExitStack() as stack:
         if not verbose:
             stack.enter_context(_silence())
-        stack.enter_context(crash.watched(verbose))
         stack.enter_context(late_workers_stop())
         try:
-            return body(arguments) or 0
-        except KeyboardInterrupt:
-            status, message = (ResourceError.exit_status, _CRASHED) if crash.happened else (_INTERRUPTED, "interrupted")
-        except SystemExit as stop:
-            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        except Exception as error:
-            if verbose:
+            with early.watched(verbose):
+                return body(arguments) or 0
+        except BaseException as error:
+            ended = _ended_early(early)
+            if isinstance(error, SystemExit) and ended is None:
+                return error.code if isinstance(error.code, int) else int(error.code is not None)
+            if verbose and isinstance(error, Exception):
                 traceback.print_exc()
-            status, message = explain(error)
+            status, message = ended or explain(error)
         sys.stdout.flush()
         print(f"error: {message}", file=sys.stderr, flush=True)
         return status
+
+
+def _ended_early(early: EarlyEnd) -> tuple[int, str] | None:
+    if early.signal is not None:
+        return _TERMINATED if early.signal == signal.SIGTERM else _INTERRUPTED
+    return (ResourceError.exit_status, _CRASHED) if early.crashed else None
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -81,6 +88,8 @@ def explain(error: BaseException) -> tuple[int, str]:
     An error of a worker arrives as the text of its traceback inside another exception, from this process, another
     one or another machine; one of ours is recognised there by its class name.
     """
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED
     chain = _causes(error)
     for cause in chain:
         if isinstance(cause, BeamDpError):

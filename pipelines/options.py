@@ -24,13 +24,15 @@ from apache_beam.options.pipeline_options import (
     TestOptions,
 )
 
+from beam_dp import io
 from beam_dp.errors import ArgumentError
 
 ENGINES = ("local", "local-parallel", "flink", "dataflow")
-FORMATS = ("auto", "text", "jsonl", "csv", "tsv", "parquet")
+FORMATS = ("auto", *io.FORMATS)
 _EMBEDDED_FLINK = ("[auto]", "[local]")
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DRY_RUN_HELP = "check the arguments and show what the run would spend; read and write no data (default: run)"
 _RUNNER_HINT = (
     "Every option of Beam and of the chosen runner is accepted too, e.g. --runner, --direct_num_workers, "
     "--flink_master, --project, --region, --temp_location: see https://beam.apache.org/documentation/runners/ ."
@@ -61,18 +63,53 @@ class RunOptions(PipelineOptions):
 
     @classmethod
     def _add_argparse_args(cls, parser: ArgumentParser) -> None:
-        parser.add_argument("--input", metavar="GLOB", help="files to read, a path or URI that may hold wildcards")
-        parser.add_argument("--output", metavar="PREFIX", help="shards are written to PREFIX-SSSSS-of-NNNNN.ext")
-        parser.add_argument("--format", choices=FORMATS, default="auto", help="of the input files (default: auto)")
-        parser.add_argument("--ledger", metavar="FILE.json", help="also write the ledger to this file")
-        parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+        parser.add_argument("--input", metavar="GLOB", help="files to read: a path or URI that may hold wildcards")
         parser.add_argument(
-            "--max_rejects", type=_whole_number, default=0, metavar="N", help="fail above N rejected rows (default: 0)"
+            "--output",
+            metavar="PREFIX",
+            help="a path or URI: shards go to PREFIX-SSSSS-of-NNNNN.EXT, what they are to PREFIX.manifest.json; "
+            "refused when such an output exists, unless --overwrite is given",
         )
-        parser.add_argument("--run_id", type=_run_id, metavar="ID", help="names this run's staging (default: random)")
-        parser.add_argument("--engine", choices=ENGINES, help="where to run (default: local, unless --runner is given)")
         parser.add_argument(
-            "--verbose", action="store_true", help="show Beam's log and tracebacks, which may quote input data"
+            "--format",
+            choices=FORMATS,
+            default="auto",
+            help="of the input files and the output; auto goes by the names of the input files (default: auto)",
+        )
+        parser.add_argument(
+            "--ledger",
+            metavar="FILE.json",
+            help="write the ledger to this file too; refused when it exists, unless --overwrite is given "
+            "(default: it is in the manifest only)",
+        )
+        parser.add_argument(
+            "--overwrite", action="store_true", help="replace an output and a ledger that exist (default: refuse)"
+        )
+        parser.add_argument(
+            "--max_rejects",
+            type=_whole_number,
+            default=0,
+            metavar="N",
+            help="publish nothing if more than N rows are rejected (default: 0)",
+        )
+        parser.add_argument(
+            "--run_id",
+            type=_run_id,
+            metavar="ID",
+            help="names this run's staging folder PREFIX.tmp-ID; 1 to 64 letters, digits, dots, hyphens or "
+            "underscores (default: random)",
+        )
+        parser.add_argument(
+            "--engine",
+            choices=ENGINES,
+            help="where to run: local is this process; local-parallel one worker process for each processor; flink a "
+            "Flink inside this process, or the cluster that --flink_master names; dataflow the service of Google "
+            "Cloud (default: local, unless --runner is given)",
+        )
+        parser.add_argument(
+            "--verbose",
+            action="store_true",
+            help="show Beam's log and tracebacks, which may quote input data (default: hide them)",
         )
 
 
@@ -150,6 +187,7 @@ def parse_options(argv: Sequence[str], *classes: type[PipelineOptions], descript
         parser = StrictParser(description)
         for cls in (*classes, RunOptions):
             _declare(cls, parser)
+        parser.add_argument("--dry_run", action="store_true", help=_DRY_RUN_HELP)
         parser.epilog = _RUNNER_HINT
         _print_help(parser)
     flags = _with_dry_run_value(argv)
@@ -183,12 +221,12 @@ def is_remote_engine(options: PipelineOptions) -> bool:
 
 
 def is_local_path(path: str) -> bool:
-    """Whether ``path`` names a file of this machine and not a URI such as gs://bucket/file."""
+    """Whether ``path`` names a file on this machine and not a URI such as gs://bucket/file."""
     return "://" not in path or path.startswith("file://")
 
 
 def require_remote_paths(options: PipelineOptions, paths: Mapping[str, str | None]) -> None:
-    """Refuses paths of this machine where the workers run on others.
+    """Refuses paths on this machine where the workers run on others.
 
     Args:
         options: the pipeline's options.
@@ -202,7 +240,7 @@ def require_remote_paths(options: PipelineOptions, paths: Mapping[str, str | Non
     for flag, path in paths.items():
         if path is not None and is_local_path(path):
             raise ArgumentError(
-                f"{flag} is a path of this machine, which the workers of this engine cannot reach: give a URI "
+                f"{flag} is a path on this machine, which the workers of this engine cannot reach: give a URI "
                 "of a file system that they share, e.g. gs://BUCKET/..."
             )
 

@@ -1,6 +1,7 @@
-"""Two faults of Beam's embedded runner with worker processes, which would make a run wait for ever.
+"""What ends a run before its time: signals, and two faults of Beam's embedded runner that would make it wait for ever.
 
-Both concern ``--engine=local-parallel`` alone, where `FnApiRunner` starts its workers as processes of this machine.
+The faults concern ``--engine=local-parallel`` alone, where `FnApiRunner` starts its workers as processes of this
+machine.
 """
 
 from __future__ import annotations
@@ -9,42 +10,89 @@ import contextlib
 import queue
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
 _RUNNER_THREAD = "run_worker"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_GRACE_SECONDS = 1.0
+_POLL_SECONDS = 0.02
 
 
-class WorkerCrash:
-    """Notices that a worker process has died, e.g. because the system ran out of memory.
+class EarlyEnd:
+    """Ends the main thread's work, by a KeyboardInterrupt there, on a signal or on the death of a worker process.
 
     The runner waits for the answer of a dead worker: the thread that waits for the process raises, and nobody looks.
+
+    Attributes:
+        signal: SIGINT or SIGTERM, whichever came first; None while there was none. Beam turns a KeyboardInterrupt in
+            a DoFn into a RuntimeError, so that this alone tells.
+        crashed: whether a worker process died that was not ended by such a signal.
     """
 
     def __init__(self) -> None:
-        self.happened = False
+        self.signal: signal.Signals | None = None
+        self.crashed = False
+        self._over = False
 
     @contextlib.contextmanager
     def watched(self, verbose: bool) -> Iterator[None]:
-        """Interrupts the main thread on a crash; tracebacks of other threads are shown with ``verbose`` only."""
-        before = threading.excepthook
+        """Watches meanwhile; tracebacks of other threads are shown with ``verbose`` only.
+
+        Leaves everything as it was, unless there was an early end: a process that is about to exit dies of the next
+        signal and says nothing more of its threads. Off the main thread, where Python allows no signal handler, it
+        ends nothing.
+        """
+        excepthook = threading.excepthook
+        handlers = self._handle_signals()
         main = threading.main_thread().ident
 
         def hook(args: threading.ExceptHookArgs) -> None:
-            if verbose:
-                before(args)
-            if args.thread is not None and args.thread.name == _RUNNER_THREAD and not self.happened:
-                self.happened = True
-                if main is not None:
-                    signal.pthread_kill(main, signal.SIGINT)
+            if verbose and not self._over:
+                excepthook(args)
+            if args.thread is None or args.thread.name != _RUNNER_THREAD or not handlers or main is None:
+                return
+            # A terminal sends Ctrl-C to workers too: one that died of it may be noticed before the signal itself.
+            deadline = time.monotonic() + _GRACE_SECONDS
+            while time.monotonic() < deadline and not self._ended:
+                time.sleep(_POLL_SECONDS)
+            if not self._ended:
+                self.crashed = True
+                signal.pthread_kill(main, next(iter(handlers)))
 
         threading.excepthook = hook
         try:
             yield
         finally:
-            threading.excepthook = before
+            self._over = True
+            early = self.crashed or self.signal is not None
+            for number, handler in handlers.items():
+                signal.signal(number, signal.SIG_DFL if early else handler)
+            if not early:
+                threading.excepthook = excepthook
+
+    @property
+    def _ended(self) -> bool:
+        return self._over or self.crashed or self.signal is not None
+
+    def _handle_signals(self) -> dict[signal.Signals, Any]:
+        """Sets the handler; returns the earlier ones. A signal that is ignored, as by nohup, stays so."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        handlers = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+        for number in handlers:
+            signal.signal(number, self._interrupt)
+        return handlers
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if not self.crashed and self.signal is None:
+            self.signal = signal.Signals(number)
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import pytest
 from scipy import integrate, special, stats
 
 from beam_dp.errors import ArgumentError
-from beam_dp.mechanisms import TruncatedGumbel
+from beam_dp.mechanisms import TruncatedGumbel, truncated_gumbel
 from beam_dp.mechanisms.truncated_gumbel import candidate_count_law, published_scale, truncated_gumbel_law
 
 
@@ -197,3 +197,17 @@ def test_no_finite_guarantee_where_candidates_of_two_words_are_disjoint(plain_sp
     space = plain_space(rng.normal(size=(60, 1)) * 10)
     guarantee = TruncatedGumbel(epsilon=1e9, neighbours=5).guarantee(space)
     assert guarantee.epsilon is None and "nothing in common" in guarantee.reason
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.3, 1.0, 2.0, 5.0, 100.0])
+def test_law_of_close_and_of_lonely_words_is_integrated_to_nine_digits(rng, scale, monkeypatch):
+    """Words among many near ones and words with none near, against rules of nearly three times the order."""
+    spread = rng.uniform(0.3, 6, (40, 1))
+    distances = np.sort(spread * rng.uniform(0.5, 2, (40, 40)), axis=1)
+    distances[:, 0] = 0
+    counts = candidate_count_law(20_000, 40)
+    law = truncated_gumbel_law(distances, counts, scale, 20.0)
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    monkeypatch.setattr(truncated_gumbel, "_NODES", nodes)
+    monkeypatch.setattr(truncated_gumbel, "_WEIGHTS", weights)
+    assert np.abs(law - truncated_gumbel_law(distances, counts, scale, 20.0)).max() < 1e-9

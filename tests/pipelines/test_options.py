@@ -19,10 +19,12 @@ from apache_beam.options.pipeline_options import (
     TestOptions,
 )
 
+import beam_dp.io
 import pipelines
 from beam_dp.errors import ArgumentError
 from pipelines.options import (
     ENGINES,
+    FORMATS,
     RunOptions,
     is_local_path,
     is_remote_engine,
@@ -74,6 +76,7 @@ def test_defaults() -> None:
     assert (run.input, run.output, run.ledger) == (None, None, None)
     assert run.run_id != parse_options([]).view_as(RunOptions).run_id
     assert parse_options(["--run_id=night-7"]).view_as(RunOptions).run_id == "night-7"
+    assert parse_options([f"--run_id={64 * 'r'}"]).view_as(RunOptions).run_id == 64 * "r"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +100,7 @@ def test_defaults() -> None:
         (["--engine=spark"], "--engine: invalid choice"),
         (["--run_id=../x"], "--run_id: must be 1 to 64 letters"),
         (["--run_id="], "--run_id: must be 1 to 64 letters"),
+        (["--run_id=" + 65 * "r"], "--run_id: must be 1 to 64 letters"),
         (["--direct_num_workers=x"], "--direct_num_workers: invalid int value"),
         (["--dry_run=perhaps"], "--dry_run must be true or false"),
     ],
@@ -195,7 +199,7 @@ def test_local_paths_are_for_local_workers(argv: list[str], remote: bool) -> Non
     require_remote_paths(options, {"--input": "gs://bucket/*.txt", "--index": None})
     if remote:
         for path in ("data/*.txt", "/data/x", "file:///data/x"):
-            with pytest.raises(ArgumentError, match=r"^--index is a path of this machine"):
+            with pytest.raises(ArgumentError, match=r"^--index is a path on this machine"):
                 require_remote_paths(options, {"--input": "gs://bucket/*.txt", "--index": path})
     else:
         require_remote_paths(options, {"--index": "data/index"})
@@ -224,10 +228,30 @@ def test_help_shows_our_flags_and_a_hint(capsys: pytest.CaptureFixture[str]) -> 
     shown = capsys.readouterr().out
     assert "Does an example." in shown
     assert "of the example mechanism" in shown
-    for flag in ("--input", "--overwrite", "--engine", *ENGINES):
+    for flag in ("--input", "--overwrite", "--engine", "--dry_run", *ENGINES):
         assert flag in shown
     assert "--flink_version" not in shown
     assert "https://beam.apache.org" in shown
+
+
+def test_help_of_every_flag_tells_its_default_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser(add_help=False)
+    RunOptions._add_argparse_args(parser)  # type: ignore[arg-type]
+    for action in parser._actions:
+        assert action.help, action.option_strings
+        assert action.dest in ("input", "output") or "(default: " in action.help
+        if isinstance(action.default, (str, int)) and not isinstance(action.default, bool):
+            assert f"(default: {action.default})" in action.help
+    with pytest.raises(SystemExit):
+        parse_options(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"--format {{{','.join(FORMATS)}}}" in shown
+    assert f"--engine {{{','.join(ENGINES)}}}" in shown
+    assert "write the ledger to this file too; refused when it exists, unless --overwrite is given" in shown
+
+
+def test_formats_are_those_that_can_be_read_and_written() -> None:
+    assert FORMATS == ("auto", *beam_dp.io.FORMATS)
 
 
 def test_programs_without_a_pipeline_parse_as_strictly(capsys: pytest.CaptureFixture[str]) -> None:
