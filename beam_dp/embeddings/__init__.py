@@ -2,7 +2,6 @@
 
 from beam_dp.embeddings.broadcast import IndexRef as IndexRef
 from beam_dp.embeddings.broadcast import open_index as open_index
-from beam_dp.embeddings.broadcast import read_manifest as read_manifest
 from beam_dp.embeddings.broadcast import resolve_index as resolve_index
 from beam_dp.embeddings.build import BuildReport as BuildReport
 from beam_dp.embeddings.build import build_index as build_index

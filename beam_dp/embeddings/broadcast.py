@@ -52,11 +52,6 @@ class IndexRef:
     uri: str
     digest: str
 
-    @property
-    def is_local(self) -> bool:
-        """True if the index is used where it is, not copied to the cache."""
-        return _local_folder(self.uri) is not None
-
 
 def resolve_index(uri: str | None = None) -> IndexRef:
     """The reference of the index at ``uri``; None for the small one inside the package (GloVe 6B, 20,000 x 50).

@@ -20,12 +20,10 @@ from pathlib import Path
 
 import fasteners
 import numpy as np
-import numpy.typing as npt
 
 from beam_dp.embeddings.files import raise_write_error, sha256_of
 from beam_dp.errors import ArgumentError, ResourceError
-
-Arrays = dict[str, npt.NDArray]
+from beam_dp.mechanisms.base import Arrays
 
 CACHE_VARIABLE = "BEAM_DP_CACHE"
 _CONTENT = "content.json"

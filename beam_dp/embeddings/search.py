@@ -15,9 +15,8 @@ import numpy.typing as npt
 from annoy import AnnoyIndex
 
 from beam_dp.errors import ArgumentError, IndexArtifactError, require_choice
+from beam_dp.mechanisms.base import Floats, WordIds
 
-Floats = npt.NDArray[np.float32]
-WordIds = npt.NDArray[np.int32]
 Strategy = Literal["exact", "annoy"]
 SEARCH_OPTIONS = ("auto", "exact", "annoy")
 

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from beam_dp.embeddings import BuildReport, IndexRef, broadcast, open_index, read_manifest, resolve_index
+from beam_dp.embeddings import BuildReport, IndexRef, broadcast, open_index, resolve_index
+from beam_dp.embeddings.broadcast import read_manifest
 from beam_dp.embeddings.manifest import DATA_FILES, FORMAT_VERSION
 from beam_dp.errors import ArgumentError, BeamDpError, IndexArtifactError, ResourceError
 
@@ -37,12 +38,10 @@ def reference(folder: Path) -> IndexRef:
 def test_a_reference_is_small_and_says_where(toy: BuildReport) -> None:
     ref = resolve_index(toy.output)
     assert ref == IndexRef(toy.output, toy.digest)
-    assert ref.is_local
     assert resolve_index(f"file://{toy.output}") == ref
     assert len(pickle.dumps(ref)) < 400
     assert pickle.loads(pickle.dumps(ref)) == ref
     remote = reference(Path(toy.output))
-    assert not remote.is_local
     assert remote.digest == toy.digest
     assert read_manifest(ref) == read_manifest(remote) == toy.manifest
 
@@ -61,7 +60,6 @@ def test_an_index_is_named_by_a_string(uri: object) -> None:
 def test_the_embedded_index_opens_and_verifies(cache: Path) -> None:
     ref = resolve_index(None)
     assert ref.uri == "beam_dp:default"
-    assert ref.is_local
     assert ref == resolve_index() == resolve_index(ref.uri)
     index = open_index(ref)
     assert (index.size, index.dimension, index.metric, index.search) == (20_000, 50, "euclidean", "exact")

@@ -128,4 +128,4 @@ def test_runs_as_a_program(tmp_path: Path, source: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0
     assert "published" in done.stdout
-    assert resolve_index(str(output)).is_local
+    assert resolve_index(str(output)).uri == str(output)
