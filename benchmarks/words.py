@@ -141,9 +141,9 @@ def run_nothing(source: Path, prefix: Path) -> None:
     options = parse_options([f"--input={source}", f"--output={prefix}", "--runner=FnApiRunner"])
     ledger = Ledger()
     pipeline = ledger.pipeline(options)
-    read = pipeline | ReadBatches(str(source))
+    read = pipeline | ReadBatches(str(source)).with_rejects()
     run_id = options.view_as(RunOptions).run_id
-    _ = (read.batches, read.rejects) | WriteBatches(
+    _ = (read.batches, read.rejected) | WriteBatches(
         str(prefix), format="parquet", run_id=run_id, overwrite=True, max_rejects=0, plan=ledger.plan()
     )
     pipeline.run().wait_until_finish()

@@ -103,7 +103,7 @@ class RunOptions(PipelineOptions):
             "--engine",
             choices=ENGINES,
             help="where to run: local is this process; local-parallel one worker process for each processor; flink a "
-            "Flink inside this process, or the cluster that --flink_master names; dataflow the service of Google "
+            "Flink on this machine, or the cluster that --flink_master names; dataflow the service of Google "
             "Cloud (default: local, unless --runner is given)",
         )
         parser.add_argument(

@@ -93,7 +93,7 @@ def build(pipeline: beam.Pipeline, ledger: Ledger, options: PipelineOptions) -> 
         search=own.search,
     )
     source = ReadBatches(run.input, format=run.format, columns=(own.text_column, *keep), text_column=own.text_column)
-    read = pipeline | "Read" >> source
+    read = pipeline | "Read" >> source.with_rejects()
     write = WriteBatches(
         run.output,
         format=source.format,
@@ -102,8 +102,9 @@ def build(pipeline: beam.Pipeline, ledger: Ledger, options: PipelineOptions) -> 
         max_rejects=run.max_rejects,
         plan=ledger.plan(),
         ledger_path=run.ledger,
+        inputs=source.paths,
     )
-    (read.batches | "Privatize" >> privatize, read.rejects) | "Write" >> write
+    (read.batches | "Privatize" >> privatize, read.rejected) | "Write" >> write
 
 
 def main(argv: list[str]) -> None:
@@ -131,7 +132,7 @@ def main(argv: list[str]) -> None:
     except BaseException:
         # On another machine the job may go on without this process.
         if not is_remote_engine(options):
-            discard_staging(run.output, run.run_id)
+            discard_staging(run.output, run.run_id, run.ledger)
         raise
     summary(ledger.table(), *_counts(result), f"published: {run.output}.manifest.json")
 

@@ -178,7 +178,7 @@ class Ledger:
     def pipeline(
         self, options: PipelineOptions | None = None, runner: str | PipelineRunner | None = None
     ) -> LedgerPipeline:
-        """A `beam.Pipeline` whose transforms find this ledger by themselves and which seals it before it submits."""
+        """A `beam.Pipeline` whose transforms find this ledger on their own and which seals it before it submits."""
         from beam_dp.accounting.pipeline import LedgerPipeline  # noqa: PLC0415  (a ledger itself needs no Beam)
 
         return LedgerPipeline(self, options=options, runner=runner)

@@ -73,6 +73,6 @@ def ledger_of(source: PValue | beam.Pipeline, ledger: Ledger | None = None) -> L
         raise ArgumentError(f"ledger must be a Ledger, not {describe_kind(ledger)}")
     if own is not None and own is not ledger:
         raise ArgumentError(
-            "ledger is another one than that of the pipeline: leave ledger= out, or use a plain beam.Pipeline"
+            "ledger differs from the pipeline's: leave ledger= out, or use a plain beam.Pipeline"
         )
     return ledger

@@ -13,7 +13,7 @@ format                what it is
 
 All but ``gensim`` may be gzipped, which is told from the first bytes. A text line is read from the right, since words
 may hold spaces: the last d fields are the vector. What a word may be is not decided here but by
-`beam_dp.embeddings.vocabulary`; a reader refuses what it cannot tell apart: ragged lines, numbers that are none,
+`beam_dp.embeddings.vocabulary`; a reader refuses what it cannot tell apart: ragged lines, fields that are not numbers,
 headers that disagree with the content, and words that are not UTF-8. Every refusal names the file and the line (of a
 binary file, the record). A gensim file is a pickle: load only those you trust.
 """

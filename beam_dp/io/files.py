@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import io
 import lzma
 import os
@@ -24,6 +25,8 @@ _COMPRESSED_CHUNK = 1 << 17
 _GZIP_WINDOW = zlib.MAX_WBITS | 16
 _ZSTD_WINDOW = 1 << 31
 _WILDCARDS = re.compile(r"[*?\[]")
+_FILE_SCHEME = "file://"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     CompressionTypes.GZIP: lambda: zlib.decompressobj(_GZIP_WINDOW),
@@ -34,15 +37,20 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 }
 
 
-def system_reason(error: BaseException) -> str:
-    """Why the system refused, in its words (``strerror``), dug out of the wrappings that FileSystems puts on."""
+def _innermost(error: BaseException) -> BaseException:
+    """The error of the system inside the wrappings that FileSystems puts on."""
     while True:
         details = error.exception_details if isinstance(error, BeamIOError) else None
         causes = [*(details or {}).values(), *error.args]
         inner = next((cause for cause in causes if isinstance(cause, BaseException)), None)
         if inner is None:
-            break
+            return error
         error = inner
+
+
+def system_reason(error: BaseException) -> str:
+    """Why the system refused, in its words (``strerror``)."""
+    error = _innermost(error)
     reason = getattr(error, "strerror", None)
     return reason[:1].lower() + reason[1:] if reason else type(error).__name__
 
@@ -67,12 +75,43 @@ def writing(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ResourceError(f"{system_reason(error)}, while writing {last_component(path)}") from None
+        advice = "; free some space" if getattr(_innermost(error), "errno", None) in _FULL else ""
+        raise ResourceError(f"{system_reason(error)}, while writing {path}{advice}") from None
 
 
 def local_absolute(path: str) -> str:
-    """A local path made absolute, since workers may stand in another folder; a URI as it is."""
-    return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 - keeps the text of the path otherwise
+    """A local path made absolute, since workers may stand in another folder; a URI as it is.
+
+    ``~`` is the home folder, and ``file:///folder/name`` is ``/folder/name``, for which Beam has no file system.
+    """
+    if path.startswith(_FILE_SCHEME):
+        path = path.removeprefix(_FILE_SCHEME)
+    elif "://" in path:
+        return path
+    else:
+        path = os.path.expanduser(path)  # noqa: PTH111 - as below
+    return os.path.abspath(path)  # noqa: PTH100 - keeps the text of the path otherwise
+
+
+def places(path: str) -> tuple[str, str]:
+    """Where the name ``path`` is and where the file with that name is, symbolic links followed; both ``path`` for URIs.
+
+    Two paths are one if they share a place.
+    """
+    if "://" in path:
+        return path, path
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name), os.path.realpath(path)  # noqa: PTH118 - text, as above
+
+
+def require_file_system(name: str, path: str) -> None:
+    """ArgumentError naming the argument ``name`` unless a file system is installed for the scheme of ``path``."""
+    try:
+        FileSystems.get_filesystem(path)
+    except ValueError:
+        raise ArgumentError(
+            f"{name}: no file system is installed for {path}; apache-beam has extras for gs://, s3://, hdfs://"
+        ) from None
 
 
 def paths_with_prefix(prefix: str) -> list[str]:
@@ -117,19 +156,15 @@ def find_inputs(pattern: str) -> list[InputFile]:
 
     Raises:
         ArgumentError: no file system is installed for the scheme of the pattern.
-        InputError: nothing matches.
+        InputError: nothing matches, or a folder does.
         ResourceError: the file system cannot be listed.
     """
     pattern = local_absolute(pattern)
-    try:
-        with reading(pattern):
-            found = FileSystems.match([pattern])[0].metadata_list
-    except ValueError as error:
-        if isinstance(error, ArgumentError):
-            raise
-        raise ArgumentError(
-            f"input: no file system is installed for {pattern}; apache-beam has extras for gs://, s3://, hdfs://"
-        ) from None
+    require_file_system("input", pattern)
+    if "://" not in pattern and Path(pattern).is_dir():
+        raise InputError(f"input: {pattern} is a directory: write {pattern}/*")
+    with reading(pattern):
+        found = FileSystems.match([pattern])[0].metadata_list
     if not found:
         raise InputError(f"input: no file matches {pattern}")
     wildcard = _WILDCARDS.search(pattern)

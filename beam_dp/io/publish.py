@@ -3,9 +3,9 @@
 A run writes its shards into ``PREFIX.tmp-RUN_ID/``. Then `publish`
 
 1. refuses where there is an output already or too many rows were rejected,
-2. writes ledger and manifest aside,
+2. writes manifest and ledger aside and looks whether every shard is there,
 3. removes what an earlier run left, its manifest first,
-4. moves shards, rejects and ledger to their places, then the manifest,
+4. moves shards, rejects and ledger to their places, then the manifest; if one cannot be moved, all go back,
 5. removes the staging folder.
 
 A manifest at its place therefore means a whole output. After a crash the same call goes on where it stopped: a shard
@@ -21,13 +21,22 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from beam_dp.errors import ArgumentError, InputError, ResourceError
-from beam_dp.io.files import last_component, local_absolute, paths_with_prefix, reading, writing
+from beam_dp.io.files import (
+    last_component,
+    local_absolute,
+    paths_with_prefix,
+    places,
+    reading,
+    require_file_system,
+    writing,
+)
 from beam_dp.io.formats import EXTENSIONS
 
 FORMAT_VERSION = 1
@@ -35,8 +44,10 @@ ROWS = "rows"
 REJECTS = "rejects"
 
 _UNSAFE = re.compile(r"[*?\[\]]")
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_OURS = r"(-rejects)?-\d{5,}-of-\d{5,}\.(txt|jsonl|csv|tsv|parquet)"
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_OURS = re.compile(r"(-rejects)?-\d{5,}-of-\d{5,}\.(txt|jsonl|csv|tsv|parquet)")
+_MANIFEST = ".manifest.json"
+_ARGUMENTS = {"prefix": "output", "ledger_path": "--ledger (ledger_path)"}
 _HASH_CHUNK = 1 << 20
 _MOVES_AT_ONCE = 100
 
@@ -64,15 +75,17 @@ class Target:
     ledger_path: str | None
 
     def __post_init__(self) -> None:
-        for name in ("prefix", "ledger_path"):
+        for name, argument in _ARGUMENTS.items():
             path = getattr(self, name)
             if path is None and name == "ledger_path":
                 continue
             if not isinstance(path, str) or not last_component(path) or path.endswith("/") or _UNSAFE.search(path):
-                raise ArgumentError(f"{name} must be a path that ends in a name and is free of * ? [ ]")
-            object.__setattr__(self, name, local_absolute(path))
+                raise ArgumentError(f"{argument} must be a path that ends in a name and is free of * ? [ ]")
+            path = local_absolute(path)
+            require_file_system(argument, path)
+            object.__setattr__(self, name, path)
         if not isinstance(self.run_id, str) or not _RUN_ID.fullmatch(self.run_id):
-            raise ArgumentError("run_id must be 1 to 128 letters, digits, '.', '_' or '-', the first a letter or digit")
+            raise ArgumentError("run_id must be 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit")
 
     @property
     def staging(self) -> str:
@@ -82,7 +95,7 @@ class Target:
     @property
     def manifest_path(self) -> str:
         """Where the manifest goes."""
-        return f"{self.prefix}.manifest.json"
+        return f"{self.prefix}{_MANIFEST}"
 
     @property
     def marker_path(self) -> str:
@@ -92,7 +105,37 @@ class Target:
     @property
     def ledger_temporary(self) -> str:
         """Where the ledger waits, in the folder where it will be."""
-        return f"{self.ledger_path}.tmp-{self.run_id}"
+        return _ledger_temporary(self.ledger_path or "", self.run_id)
+
+    def takes(self, path: str) -> bool:
+        """Whether shards, rejects, manifest or staging may take the name ``path``, so that a file there is lost."""
+        prefix, staging = places(self.prefix)[0], places(self.staging)[0]
+        for place in places(path):
+            rest = place.removeprefix(prefix) if place.startswith(prefix) else ""
+            if rest == _MANIFEST or _OURS.fullmatch(rest) or f"{place}/".startswith(f"{staging}/"):
+                return True
+        return False
+
+    def refuse_overlaps(self, inputs: Sequence[str]) -> None:
+        """ArgumentError if this run would replace one of the files ``inputs``, or its own output by its ledger."""
+        paths = [local_absolute(path) for path in inputs]
+        overlapping = next((path for path in paths if self.takes(path)), None)
+        if overlapping is not None:
+            raise ArgumentError(
+                f"--input and --output overlap: {last_component(overlapping)} would be read and replaced; "
+                "choose another output"
+            )
+        if self.ledger_path is None:
+            return
+        named = f"{_ARGUMENTS['ledger_path']} must not be {last_component(self.ledger_path)}"
+        ledgers = (self.ledger_path, self.ledger_temporary)
+        if any(self.takes(ledger) for ledger in ledgers):
+            raise ArgumentError(f"{named}: the output may take that name")
+        taken = {place for ledger in ledgers for place in places(ledger)}
+        if any(taken.intersection(places(path)) for path in paths):
+            raise ArgumentError(f"{named}: it is read as input")
+        if _is_folder(self.ledger_path):
+            raise ArgumentError(f"{named}: it is a directory")
 
     def final_path(self, kind: str, index: int, count: int) -> str:
         """Where shard ``index`` of ``count`` of a kind goes."""
@@ -127,22 +170,26 @@ class Staged:
 
 def existing_output(prefix: str) -> list[str]:
     """Paths of an output with this prefix: the manifest first, then shards and rejects."""
-    manifest = f"{prefix}.manifest.json"
-    ours = re.compile(re.escape(last_component(prefix)) + _OURS)
+    name = last_component(prefix)
     found = paths_with_prefix(prefix)
-    shards = sorted(path for path in found if ours.fullmatch(last_component(path)))
-    return [path for path in found if path == manifest] + shards
+    shards = sorted(path for path in found if _OURS.fullmatch(last_component(path).removeprefix(name)))
+    return [path for path in found if path == f"{prefix}{_MANIFEST}"] + shards
 
 
-def refuse_existing(prefix: str) -> None:
-    """ResourceError if there is an output with this prefix."""
-    existing = existing_output(prefix)
-    if existing:
-        raise ResourceError(
-            f"output exists already: {last_component(existing[0])}"
-            + (f" and {len(existing) - 1} more" if len(existing) > 1 else "")
-            + "; choose another output or pass --overwrite"
-        )
+def refuse_existing(target: Target) -> None:
+    """ResourceError if there is an output with the prefix of ``target``, or a file where its ledger goes."""
+    outputs = existing_output(target.prefix)
+    ledgers = []
+    if target.ledger_path is not None:
+        with reading(last_component(target.ledger_path)):
+            ledgers = [target.ledger_path] if FileSystems.exists(target.ledger_path) else []
+    for kind, existing in (("output", outputs), ("ledger", ledgers)):
+        if existing:
+            raise ResourceError(
+                f"{kind} already exists: {last_component(existing[0])}"
+                + (f" and {len(existing) - 1} more" if len(existing) > 1 else "")
+                + f"; choose another {kind} or pass --overwrite"
+            )
 
 
 def publish(target: Target, staged: Iterable[Staged], ledger: dict[str, Any] | None) -> dict[str, Any]:
@@ -152,7 +199,8 @@ def publish(target: Target, staged: Iterable[Staged], ledger: dict[str, Any] | N
 
     Raises:
         InputError: more than ``max_rejects`` rows were rejected; nothing is published.
-        ResourceError: there is an output already, or the file system fails; nothing is published.
+        ResourceError: there is an output already, or the file system fails; nothing is published. An earlier output
+            is gone only if it was the removal or a move that failed.
     """
     shards = _in_order(staged, ROWS)
     rejects = _in_order(staged, REJECTS)
@@ -162,7 +210,7 @@ def publish(target: Target, staged: Iterable[Staged], ledger: dict[str, Any] | N
         _remove_folder(target.staging)
         return published
     if not target.overwrite and not FileSystems.exists(target.marker_path):
-        refuse_existing(target.prefix)
+        refuse_existing(target)
     moves = _moves(target, ROWS, shards) + _moves(target, REJECTS, rejects)
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -176,20 +224,31 @@ def publish(target: Target, staged: Iterable[Staged], ledger: dict[str, Any] | N
         "ledger": ledger,
     }
     write_json(target.marker_path, manifest)
+    try:
+        _replace(target, moves, ledger)
+    except Exception:
+        if target.ledger_path is not None:
+            _remove_quietly(target.ledger_temporary)
+        raise
+    _remove_folder(target.staging)
+    return manifest
+
+
+def _replace(target: Target, moves: Sequence[tuple[Staged, str]], ledger: dict[str, Any] | None) -> None:
+    """Puts the new output, of which all but the ledger is staged, into the place of the earlier one."""
+    last = [(target.marker_path, target.manifest_path)]
     if target.ledger_path is not None and ledger is not None:
+        if _is_folder(target.ledger_path):
+            raise ResourceError(f"is a directory, while writing {target.ledger_path}")
         write_json(target.ledger_temporary, ledger)
+        last.insert(0, (target.ledger_temporary, target.ledger_path))
     waiting = [(item, final) for item, final in moves if FileSystems.exists(item.path)]
     for item, final in moves:
         if (item, final) not in waiting and _sha256(final) != item.sha256:
             raise ResourceError(f"a staged shard is gone from {last_component(target.staging)}: run again")
     moved = {final for _, final in moves} - {final for _, final in waiting}
     _remove(path for path in existing_output(target.prefix) if path not in moved)
-    _move_shards([(item.path, final) for item, final in waiting])
-    if target.ledger_path is not None and ledger is not None:
-        _move(target.ledger_temporary, target.ledger_path)
-    _move(target.marker_path, target.manifest_path)
-    _remove_folder(target.staging)
-    return manifest
+    _move([(item.path, final) for item, final in waiting], last)
 
 
 def _in_order(staged: Iterable[Staged], kind: str) -> list[Staged]:
@@ -228,24 +287,21 @@ def _described(moves: Sequence[tuple[Staged, str]], kind: str) -> list[dict[str,
     ]
 
 
-def _move_shards(moves: Sequence[tuple[str, str]]) -> None:
-    """Moves shards to their places; all or, as far as the file system lets it, none."""
+def _move(shards: Sequence[tuple[str, str]], last: Sequence[tuple[str, str]]) -> None:
+    """Moves shards to their places, then ``last`` one by one; all or, as far as the file system lets it, none."""
+    groups = [shards[start : start + _MOVES_AT_ONCE] for start in range(0, len(shards), _MOVES_AT_ONCE)]
+    groups += [[move] for move in last]
     try:
-        for start in range(0, len(moves), _MOVES_AT_ONCE):
-            sources, finals = zip(*moves[start : start + _MOVES_AT_ONCE], strict=True)
+        for group in groups:
+            sources, finals = zip(*group, strict=True)
             with writing(finals[0]):
                 FileSystems.rename(list(sources), list(finals))
-    except ResourceError:
-        for source, final in moves:
-            with contextlib.suppress(OSError):
+    except Exception:
+        for source, final in reversed([*shards, *last]):
+            with contextlib.suppress(Exception):
                 if not FileSystems.exists(source):
                     FileSystems.rename([final], [source])
         raise
-
-
-def _move(source: str, final: str) -> None:
-    with writing(final):
-        FileSystems.rename([source], [final])
 
 
 def _remove(paths: Iterable[str]) -> None:
@@ -254,17 +310,33 @@ def _remove(paths: Iterable[str]) -> None:
             FileSystems.delete([path])
 
 
-def discard_staging(prefix: str, run_id: str) -> None:
+def _remove_quietly(path: str) -> None:
+    """Removes what is at ``path``; a failure is no failure of the run."""
+    with contextlib.suppress(Exception):
+        FileSystems.delete([path])
+
+
+def discard_staging(prefix: str, run_id: str, ledger_path: str | None = None) -> None:
     """Removes what a run that failed has staged: draws that nobody may see beside those of another run."""
     _remove_folder(f"{local_absolute(prefix)}.tmp-{run_id}")
+    if ledger_path is not None:
+        _remove_quietly(_ledger_temporary(local_absolute(ledger_path), run_id))
+
+
+def _ledger_temporary(ledger_path: str, run_id: str) -> str:
+    return f"{ledger_path}.tmp-{run_id}"
+
+
+def _is_folder(path: str) -> bool:
+    """Whether there is a folder of this machine at ``path``; object stores have none."""
+    return "://" not in path and Path(path).is_dir()
 
 
 def _remove_folder(folder: str) -> None:
-    """Removes a folder with all in it, if there is one; a failure is no failure of the run."""
+    """Removes a folder with all in it, if there is one."""
     # Object stores take the first for all that is in the folder; local disks want the second for the folder itself.
     for path in (f"{folder}/", folder):
-        with contextlib.suppress(OSError):
-            FileSystems.delete([path])
+        _remove_quietly(path)
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:

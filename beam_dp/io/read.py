@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 
-from beam_dp.errors import ArgumentError, require_count
+from beam_dp.errors import ArgumentError, InputError, require_count
 from beam_dp.io.batches import Position, split_by_size, with_position
-from beam_dp.io.files import InputFile, find_inputs
-from beam_dp.io.formats import TEXT_COLUMN, is_splittable, resolve_format
+from beam_dp.io.files import InputFile, find_inputs, local_absolute
+from beam_dp.io.formats import TEXT_COLUMN, common_format, is_splittable, quoted
 from beam_dp.io.read_csv import check_csv, read_csv
 from beam_dp.io.read_jsonl import check_jsonl, read_jsonl
 from beam_dp.io.read_parquet import check_parquet, read_parquet
 from beam_dp.io.read_text import check_text, check_tsv, read_text, read_tsv
-from beam_dp.io.rejects import METRICS, count_reasons, rejects_batch
+from beam_dp.io.rejects import METRICS_NAMESPACE, count_reasons, rejects_batch
 from beam_dp.io.source import Decoded, FileRange, ReadSpec, empty_batch
 
 BATCHES = "batches"
@@ -49,19 +49,19 @@ _READERS = {
 
 
 class ReadResult(NamedTuple):
-    """What `ReadBatches` gives.
+    """What `ReadBatches.with_rejects` gives.
 
     Attributes:
         batches: the rows; each batch carries its `Position`.
-        rejects: batches of `REJECTS_SCHEMA`.
+        rejected: batches of `REJECTS_SCHEMA`: which rows were rejected and why, never what they held.
     """
 
     batches: beam.PCollection[pa.RecordBatch]
-    rejects: beam.PCollection[pa.RecordBatch]
+    rejected: beam.PCollection[pa.RecordBatch]
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Source:
     """Everything that cutting the input into pieces depends on."""
 
     pattern: str
@@ -134,8 +134,10 @@ def read_piece(piece: Piece, format: str, spec: ReadSpec) -> Iterator[tuple[str,
 class ReadBatches(beam.PTransform):
     """Reads the files that match a glob as a PCollection of `pyarrow.RecordBatch`.
 
-    ``pipeline | ReadBatches(...)`` is a `ReadResult`: ``(batches, rejects)``. Files are taken in the order of their
-    paths. Uncompressed text, jsonl and tsv files are split by bytes and parquet files by row groups; a compressed
+    A row that cannot be read (broken JSON, no valid UTF-8, a wrong number of columns) is *rejected*: it fails the
+    pipeline, unless `with_rejects` asks for rejected rows as a second output.
+
+    Files are taken in the order of their paths. Uncompressed text, jsonl and tsv files are split by bytes and parquet files by row groups; a compressed
     file or a csv file is read by one worker. Memory holds about one batch, or one row where a row is larger.
 
     Values come out as they stand in the file: csv and tsv columns are strings (an empty value is ``""``), parquet
@@ -144,7 +146,7 @@ class ReadBatches(beam.PTransform):
 
     Args:
         pattern: a glob of Beam's FileSystems, e.g. ``/data/part-*.jsonl.gz`` or ``gs://bucket/in/*.parquet``.
-        format: text, jsonl, csv, tsv or parquet; ``auto`` goes by the extension.
+        format: text, jsonl, csv, tsv or parquet; ``auto`` goes by the extension, which must say the same of all files.
         columns: the columns to read, in the order that batches shall have them.
         text_column: the one of them that is text: it comes out as ``string``, and rows where it is none are rejected.
         batch_rows: most rows of a batch.
@@ -153,9 +155,9 @@ class ReadBatches(beam.PTransform):
         max_row_bytes: rows of text, jsonl and tsv above this are rejected; a csv row above it fails the run.
 
     Raises:
-        ArgumentError: an argument that cannot be right, or a format that the extension does not tell.
+        ArgumentError: an argument that cannot be right, or a format that the extensions do not tell.
         InputError: no file matches, a column is not there, or the text column holds no text; in a worker: a file that
-            is corrupt or truncated.
+            is corrupt or truncated, or a rejected row (its reason code, file and position, never what it holds).
         ResourceError: a file cannot be read.
     """
 
@@ -176,14 +178,15 @@ class ReadBatches(beam.PTransform):
         if not names or len(set(names)) != len(names) or not all(isinstance(name, str) and name for name in names):
             raise ArgumentError("columns must be one or more different names")
         if text_column is not None and text_column not in names:
-            raise ArgumentError(f"text_column must be one of columns ({', '.join(names)}), not {text_column!r}")
+            raise ArgumentError(f"text_column must be one of columns ({quoted(names)}), not {text_column!r}")
         row_bytes = require_count("max_row_bytes", max_row_bytes)
         if row_bytes > _LARGEST_MAX_ROW_BYTES:
             raise ArgumentError(f"max_row_bytes must be at most {_LARGEST_MAX_ROW_BYTES}")
         files = find_inputs(pattern)
-        self._plan = _Plan(
-            pattern=pattern,
-            format=resolve_format(format, files[0].path),
+        self._paths = tuple(file.path for file in files)
+        self._source = _Source(
+            pattern=local_absolute(pattern),
+            format=common_format(format, files),
             split_bytes=None if split_bytes is None else require_count("split_bytes", split_bytes),
         )
         spec = ReadSpec(
@@ -194,42 +197,62 @@ class ReadBatches(beam.PTransform):
             max_row_bytes=row_bytes,
         )
         first = next((file for file in files if file.size), None)
-        self._spec = spec if first is None else _READERS[self._plan.format].check(first, spec)
+        self._spec = spec if first is None else _READERS[self._source.format].check(first, spec)
+        self._with_rejects = False
 
     @property
     def format(self) -> str:
         """The format that is read, never ``auto``."""
-        return self._plan.format
+        return self._source.format
 
-    def expand(self, pbegin: beam.pvalue.PBegin) -> ReadResult:
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files that matched at construction, for ``WriteBatches(inputs=...)``, which then spares them."""
+        return self._paths
+
+    def with_rejects(self) -> ReadBatches:
+        """The same transform, which returns `ReadResult` (batches, rejected) instead of failing on a rejected row."""
+        twin = ReadBatches.__new__(ReadBatches)
+        twin.__dict__.update(self.__dict__, _with_rejects=True)
+        return twin
+
+    def expand(self, pbegin: beam.pvalue.PBegin) -> Any:
         """Plans the pieces, spreads them over the workers, reads them."""
-        pieces = pbegin | "Plan" >> beam.Create([self._plan]) | "Cut" >> beam.ParDo(_Cut()) | beam.Reshuffle()
-        read = pieces | "Read" >> beam.ParDo(_Read(self._plan.format, self._spec)).with_outputs(REJECTED, main=BATCHES)
+        pieces = pbegin | "Plan" >> beam.Create([self._source]) | "Cut" >> beam.ParDo(_Cut()) | beam.Reshuffle()
+        do_fn = _Read(self._source.format, self._spec, fail_on_reject=not self._with_rejects)
+        read = pieces | "Read" >> beam.ParDo(do_fn).with_outputs(REJECTED, main=BATCHES)
         for output in (read[BATCHES], read[REJECTED]):
             output.element_type = pa.RecordBatch
-        return ReadResult(read[BATCHES], read[REJECTED])
+        return ReadResult(read[BATCHES], read[REJECTED]) if self._with_rejects else read[BATCHES]
 
     def display_data(self) -> dict[str, object]:
         """Format and columns."""
-        return {"format": self._plan.format, "columns": ", ".join(self._spec.columns)}
+        return {"format": self._source.format, "columns": ", ".join(self._spec.columns)}
 
 
 class _Cut(beam.DoFn):
-    def process(self, plan: _Plan) -> Iterator[Piece]:
-        yield from plan_pieces(find_inputs(plan.pattern), plan.format, plan.split_bytes)
+    def process(self, source: _Source) -> Iterator[Piece]:
+        yield from plan_pieces(find_inputs(source.pattern), source.format, source.split_bytes)
 
 
 class _Read(beam.DoFn):
-    def __init__(self, format: str, spec: ReadSpec) -> None:
+    def __init__(self, format: str, spec: ReadSpec, *, fail_on_reject: bool) -> None:
         self._format = format
         self._spec = spec
+        self._fail_on_reject = fail_on_reject
 
     def process(self, piece: Piece) -> Iterator[pa.RecordBatch | TaggedOutput]:
         for tag, batch in read_piece(piece, self._format, self._spec):
             if tag == REJECTED:
                 for reason, count in count_reasons(batch).items():
-                    Metrics.counter(METRICS, f"rejects/{reason}").inc(count)
+                    Metrics.counter(METRICS_NAMESPACE, f"rejects/{reason}").inc(count)
+                if self._fail_on_reject:
+                    first = batch.slice(0, 1).to_pylist()[0]
+                    raise InputError(
+                        f"a row was rejected ({first['reason']} in {first['source']} at {first['position']}); "
+                        "ReadBatches(...).with_rejects() returns such rows as a second output"
+                    )
                 yield TaggedOutput(REJECTED, batch)
             else:
-                Metrics.counter(METRICS, "batches").inc()
+                Metrics.counter(METRICS_NAMESPACE, "batches").inc()
                 yield batch

@@ -39,8 +39,18 @@ def csv_header(file: InputFile) -> list[str]:
 
 def check_csv(file: InputFile, spec: ReadSpec) -> ReadSpec:
     """InputError if the header of a csv file lacks a column."""
-    require_columns(spec.columns, csv_header(file), file.name)
+    _require_columns(csv_header(file), spec, file)
     return spec
+
+
+def _require_columns(header: list[str], spec: ReadSpec, file: InputFile) -> None:
+    only = header[0] if len(header) == 1 else ""
+    hint = ""
+    if "\t" in only:
+        hint = "; it holds a tab: pass --format=tsv if tabs separate the columns"
+    elif ";" in only:
+        hint = "; it holds a semicolon, but columns of csv are separated by commas"
+    require_columns(spec.columns, header, file.name, hint=hint)
 
 
 def read_csv(piece: FileRange, spec: ReadSpec) -> Iterator[Decoded]:
@@ -55,7 +65,7 @@ def read_csv(piece: FileRange, spec: ReadSpec) -> Iterator[Decoded]:
     header = csv_header(piece.file)
     if not header:
         return
-    require_columns(spec.columns, header, piece.file.name)
+    _require_columns(header, spec, piece.file)
     block_bytes, largest = spec.batch_bytes, min(2 * spec.max_row_bytes, _LARGEST_BLOCK)
     done = 1
     rejected: set[Reject] = set()

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
 
+from beam_dp.errors import InputError
 from beam_dp.io.files import InputFile, open_input, reading
 from beam_dp.io.formats import require_columns
 from beam_dp.io.lines import LineBlock, invalid_utf8, line_blocks, split_lines
@@ -29,7 +30,7 @@ def check_jsonl(file: InputFile, spec: ReadSpec) -> ReadSpec:
     """``spec`` with the types that the columns have in the first lines of the file.
 
     Raises:
-        InputError: none of the objects there has one of the columns.
+        InputError: no line there is an object, or none of the objects has one of the columns.
     """
     with contextlib.closing(open_input(file)) as stream, reading(file.name):
         blocks = line_blocks(
@@ -39,6 +40,8 @@ def check_jsonl(file: InputFile, spec: ReadSpec) -> ReadSpec:
     if first is None:
         return spec
     objects = [row for _, row in _parse_lines(first) if isinstance(row, dict)]
+    if not objects:
+        raise InputError(f"no line of {file.name} is a JSON object (one object a line is expected)")
     there = list(dict.fromkeys(name for row in objects for name in row))
     require_columns(spec.columns, there, file.name)
     sample = decode_block(first, spec).batch

@@ -46,7 +46,7 @@ def _check_schema(schema: pa.Schema, spec: ReadSpec, name: str) -> None:
     if spec.text_column is not None and not _text_kind(schema.field(spec.text_column).type):
         kind = schema.field(spec.text_column).type
         raise InputError(
-            f"column {spec.text_column} of {name} must be string, binary or dictionary<string>, not {kind}"
+            f"column {spec.text_column!r} of {name} must be string, binary or dictionary<string>, not {kind}"
         )
 
 

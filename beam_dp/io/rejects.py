@@ -15,7 +15,7 @@ ROW_TOO_LARGE = "row_too_large"
 UNTERMINATED_QUOTE = "unterminated_quote"
 WRONG_COLUMN_COUNT = "wrong_column_count"
 
-METRICS = "beam_dp"
+METRICS_NAMESPACE = "beam_dp"
 """The namespace of this package's counters."""
 
 REJECTS_SCHEMA = pa.schema([("reason", pa.string()), ("source", pa.string()), ("position", pa.int64())])

@@ -60,7 +60,7 @@ class Shard:
             with writing(self._prefix):
                 yield
         except pa.ArrowException:
-            kinds = ", ".join(f"{field.name}: {str(field.type).split('<')[0]}" for field in self.schema)
+            kinds = ", ".join(f"{field.name!r}: {str(field.type).split('<')[0]}" for field in self.schema)
             raise InputError(f"columns of these types cannot be written as {self._format}: {kinds}") from None
 
     def write(self, batch: pa.RecordBatch) -> None:

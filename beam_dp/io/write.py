@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
+from apache_beam.typehints import typehints
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_dp.errors import ArgumentError, require_choice, require_count
+from beam_dp.errors import ArgumentError, describe_kind, require_choice, require_count
 from beam_dp.io.formats import FORMATS
 from beam_dp.io.publish import REJECTS, ROWS, Staged, Target, publish, refuse_existing
-from beam_dp.io.rejects import METRICS
+from beam_dp.io.rejects import METRICS_NAMESPACE
 from beam_dp.io.stage import Stager, stage_empty
 
 
@@ -26,11 +27,18 @@ class Plan(Protocol):
         """The ledger as JSON values."""
 
 
+class HasPlan(Protocol):
+    """Something that gives its `Plan`, as a `beam_dp.Ledger` does."""
+
+    def plan(self) -> Plan:
+        """The plan."""
+
+
 class WriteBatches(beam.PTransform):
     """Writes batches as one output that appears whole or not at all; see `beam_dp.io.publish`.
 
-    Apply it to ``(batches, rejects)`` as `ReadBatches` gives them (transforms in between copy the schema metadata), to
-    ``(batches, rejects, more rejects, ...)`` or to batches alone. The output is ``PREFIX-SSSSS-of-NNNNN.EXT``,
+    Apply it to ``(batches, rejected)`` as `ReadBatches.with_rejects` gives them (transforms in between copy the schema
+    metadata), to ``(batches, rejected, more rejected, ...)`` or to batches alone. The output is ``PREFIX-SSSSS-of-NNNNN.EXT``,
     ``PREFIX-rejects-SSSSS-of-NNNNN.jsonl`` where rows were rejected, and ``PREFIX.manifest.json``. Shards are in the
     order of the input as long as no transform in between shuffles batches. No rows make one shard without rows. How
     values look in each format: `beam_dp.io.encode`.
@@ -38,16 +46,19 @@ class WriteBatches(beam.PTransform):
     Args:
         prefix: local path or URI that the output names begin with.
         format: text, jsonl, csv, tsv or parquet.
-        run_id: names the staging folder ``PREFIX.tmp-RUN_ID``.
+        run_id: names the staging folder ``PREFIX.tmp-RUN_ID``; None for a random one.
         overwrite: replace an earlier output, stale shards included.
         max_rejects: more rejected rows than this fail the run, and nothing is published.
-        plan: its ledger goes into the manifest; None for an output without a ledger.
+        plan: the ledger that goes into the manifest: a `beam_dp.Ledger` or its plan; None for that of the pipeline, if
+            it has one.
         ledger_path: where the ledger goes as a file of its own, too.
         schema: columns of an output for which no batch at all arrives.
+        inputs: files that the pipeline reads, as `ReadBatches.paths`: an output that could replace one is refused.
 
     Raises:
-        ArgumentError: an argument that cannot be right.
-        ResourceError: there is an output already; in a worker: the file system refuses, e.g. the disk is full.
+        ArgumentError: an argument that cannot be right; when applied: elements that are not RecordBatches, or a
+            ``ledger_path`` without a ledger.
+        ResourceError: there is an output or a ledger already; in a worker: the file system refuses, e.g. the disk is full.
         InputError: in a worker: too many rejects, or columns that the format cannot hold.
     """
 
@@ -56,41 +67,53 @@ class WriteBatches(beam.PTransform):
         prefix: str,
         *,
         format: str,
-        run_id: str,
+        run_id: str | None = None,
         overwrite: bool = False,
         max_rejects: int = 0,
-        plan: Plan | None = None,
+        plan: Plan | HasPlan | None = None,
         ledger_path: str | None = None,
         schema: pa.Schema | None = None,
+        inputs: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if ledger_path is not None and plan is None:
-            raise ArgumentError("ledger_path needs a plan, which knows the ledger")
+        if isinstance(inputs, str):
+            raise ArgumentError("inputs must be a list of paths, not one string")
         self._target = Target(
             prefix=prefix,
             format=require_choice("format", format, FORMATS),
-            run_id=run_id,
+            run_id=secrets.token_hex(8) if run_id is None else run_id,
             attempt=secrets.token_hex(16),
             overwrite=overwrite,
             max_rejects=require_count("max_rejects", max_rejects, minimum=0),
             ledger_path=ledger_path,
         )
-        self._plan = plan
+        self._plan = None if plan is None else _plan_of(plan)
         self._schema = schema
+        self._target.refuse_overlaps(inputs)
         if not overwrite:
-            refuse_existing(self._target.prefix)
+            refuse_existing(self._target)
 
     def expand(
-        self, inputs: beam.PCollection[pa.RecordBatch] | tuple[beam.PCollection[pa.RecordBatch], ...]
+        self, collections: beam.PCollection[pa.RecordBatch] | tuple[beam.PCollection[pa.RecordBatch], ...]
     ) -> beam.PCollection[str]:
         """Stages batches and rejects where they are, brings the records of the shards together, publishes.
 
         Returns:
             One element, the path of the manifest, when the output is published.
         """
-        batches, *rejects = inputs if isinstance(inputs, tuple) else (inputs,)
+        batches, *rejects = collections if isinstance(collections, tuple) else (collections,)
         if not all(collection.is_bounded for collection in (batches, *rejects)):
             raise ArgumentError("WriteBatches publishes once, at the end, so its input must be bounded")
+        for kind in (collection.element_type for collection in (batches, *rejects)):
+            if kind is not None and not typehints.is_consistent_with(kind, pa.RecordBatch):
+                name = getattr(kind, "__name__", kind)
+                raise ArgumentError(f"WriteBatches takes PCollections of pyarrow.RecordBatch, not of {name}")
+        plan = self._plan
+        if plan is None:
+            own = getattr(batches.pipeline, "ledger", None)
+            plan = None if own is None else _plan_of(own)
+        if plan is None and self._target.ledger_path is not None:
+            raise ArgumentError("ledger_path needs a ledger: run on Ledger().pipeline(...) or pass plan=LEDGER")
         staged = [_stage(batches, self._target, ROWS, "Rows")]
         staged += [_stage(some, self._target, REJECTS, f"Rejects{index}") for index, some in enumerate(rejects)]
         nothing = batches.pipeline | "Nothing" >> beam.Create([(None, None)])
@@ -98,13 +121,21 @@ class WriteBatches(beam.PTransform):
             (*staged, nothing)
             | beam.Flatten()
             | "Barrier" >> beam.GroupByKey()
-            | "Publish" >> beam.ParDo(_Publish(self._target, self._plan, self._schema)).with_output_types(str)
+            | "Publish" >> beam.ParDo(_Publish(self._target, plan, self._schema)).with_output_types(str)
         )
 
     def display_data(self) -> dict[str, object]:
         """Format and terms."""
         target = self._target
         return {"format": target.format, "overwrite": target.overwrite, "max_rejects": target.max_rejects}
+
+
+def _plan_of(given: Any) -> Plan:
+    """``given`` if it is a plan, or the plan that it gives."""
+    plan = given if callable(getattr(given, "ledger_json", None)) else getattr(given, "plan", lambda: None)()
+    if plan is None:
+        raise ArgumentError(f"plan must be a Ledger or the plan of one, not {describe_kind(given)}")
+    return plan
 
 
 def _stage(batches: beam.PCollection[pa.RecordBatch], target: Target, kind: str, name: str) -> beam.PCollection[Any]:
@@ -128,7 +159,7 @@ class _Stage(beam.DoFn):
         assert self._stager is not None
         self._stager.add(batch)
         if self._kind == ROWS:
-            Metrics.counter(METRICS, "rows").inc(batch.num_rows)
+            Metrics.counter(METRICS_NAMESPACE, "rows").inc(batch.num_rows)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         assert self._stager is not None

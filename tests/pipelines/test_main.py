@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ class Act(beam.DoFn):
     def process(self, element):
         logging.critical(SECRET)
         os.write(2, SECRET.encode())
+        if self.act == "stay":
+            print("ready", flush=True)
+            time.sleep(60)
         if self.act == "ours":
             raise InputError("column text is missing")
         if self.act == "foreign":
@@ -73,6 +77,7 @@ def body(argv):
 def main():
     sys.exit(run_main(body))
 """
+_ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
 ONE_PROCESS = ["--engine=local"]
 TWO_PROCESSES = ["--engine=local-parallel", "--direct_num_workers=2"]
 
@@ -81,7 +86,7 @@ TWO_PROCESSES = ["--engine=local-parallel", "--direct_num_workers=2"]
 def job(tmp_path: Path) -> Any:
     """Starts the program above as a user would, in a process of its own."""
     (tmp_path / "example_job.py").write_text(_JOB)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    environment = _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
 
     def start(act: str, *flags: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -91,6 +96,7 @@ def job(tmp_path: Path) -> Any:
             text=True,
             env=environment,
             cwd=tmp_path,
+            start_new_session=True,
         )
 
     return start
@@ -128,14 +134,57 @@ def test_verbose_shows_it_all(job: Any) -> None:
     assert err.rstrip("\n").split("\n")[-1].startswith("error: KeyError")
 
 
-def test_ctrl_c(job: Any) -> None:
-    process = job("wait")
+@pytest.mark.parametrize(
+    ("act", "engine", "number", "ended"),
+    [
+        ("wait", ONE_PROCESS, signal.SIGINT, (130, "error: interrupted")),
+        ("stay", ONE_PROCESS, signal.SIGINT, (130, "error: interrupted")),
+        ("stay", TWO_PROCESSES, signal.SIGINT, (130, "error: interrupted")),
+        ("stay", TWO_PROCESSES, signal.SIGTERM, (143, "error: terminated")),
+    ],
+)
+def test_a_signal_to_the_whole_process_group(
+    job: Any, act: str, engine: list[str], number: signal.Signals, ended: tuple[int, str]
+) -> None:
+    """As Ctrl-C in a terminal, which its workers get too."""
+    process = job(act, *engine)
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.rstrip("\n").split("\n")[-1] == "error: interrupted"
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err.rstrip("\n").split("\n")[-1]) == ended
     assert "Traceback" not in err
+    assert SECRET not in err
+
+
+@pytest.mark.parametrize(
+    ("engine", "number", "send", "ended"),
+    [
+        (ONE_PROCESS, signal.SIGTERM, os.kill, (143, "error: terminated\n")),
+        (TWO_PROCESSES, signal.SIGINT, os.killpg, (130, "error: interrupted\n")),
+    ],
+)
+def test_a_signal_leaves_nothing_staged(
+    tmp_path: Path, engine: list[str], number: signal.Signals, send: Any, ended: tuple[int, str]
+) -> None:
+    texts = (ROOT / "pipelines" / "data" / "utterances.txt").read_text(encoding="utf-8")
+    (tmp_path / "in.txt").write_text(3_000 * texts, encoding="utf-8")
+    flags = [f"--input={tmp_path}/in.txt", f"--output={tmp_path}/out", "--epsilon=12", "--run_id=r", *engine]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.privatize_text", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_ENVIRONMENT,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    staging = tmp_path / "out.tmp-r"
+    while not (staging.is_dir() and any(staging.iterdir())):
+        assert process.poll() is None
+        time.sleep(0.05)
+    send(process.pid, number)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == ended
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
 
 
 def test_workers_import_what_a_checkout_holds() -> None:
@@ -254,6 +303,72 @@ def test_run_main_in_process(error: BaseException, status: int, last: str, capfd
     assert capfd.readouterr().err == last
 
 
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts back what a run that ended early leaves to a process that is about to exit."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook = threading.excepthook
+    yield
+    threading.excepthook = hook
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("wrapped", [None, RuntimeError(f"KeyboardInterrupt {SECRET}"), SystemExit(7), InputError("x")])
+@pytest.mark.parametrize(
+    ("number", "status", "last"),
+    [(signal.SIGINT, 130, "error: interrupted\n"), (signal.SIGTERM, 143, "error: terminated\n")],
+)
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_is_reported_whatever_becomes_of_its_exception(
+    number: signal.Signals, status: int, last: str, wrapped: BaseException | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cleaned: list[str] = []
+
+    def body(_: list[str]) -> None:
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            cleaned.append("staging")
+            if wrapped is not None:
+                raise wrapped from None
+            raise
+
+    def fail() -> None:
+        raise RuntimeError(SECRET)
+
+    assert run_main(body, []) == status
+    assert cleaned == ["staging"]
+    late = threading.Thread(target=fail, name="run_worker")
+    late.start()
+    late.join()
+    assert capfd.readouterr().err == last
+    assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("handlers")
+def test_an_ignored_signal_stays_ignored() -> None:
+    def body(_: list[str]) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert run_main(body, []) == 0
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_off_the_main_thread_signals_are_left_alone() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    seen: list[Any] = []
+
+    def body(_: list[str]) -> None:
+        seen.extend(signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
+
+    thread = threading.Thread(target=run_main, args=(body, []))
+    thread.start()
+    thread.join()
+    assert seen == before
+
+
 def test_arguments_and_status_of_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
     assert run_main(seen.append, ["--a"]) == 0
@@ -264,9 +379,13 @@ def test_arguments_and_status_of_the_body(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_silence_is_over_after_the_run(capfd: pytest.CaptureFixture[str]) -> None:
-    before = (logging.root.manager.disable, sys.stderr, threading.excepthook, list(warnings.filters))
+    def state() -> list[Any]:
+        signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        return [logging.root.manager.disable, sys.stderr, threading.excepthook, list(warnings.filters), *signals]
+
+    before = state()
     assert run_main(_raise(InputError("x")), []) == 2
-    assert (logging.root.manager.disable, sys.stderr, threading.excepthook, list(warnings.filters)) == before
+    assert state() == before
     capfd.readouterr()
     os.write(2, b"heard")
     assert capfd.readouterr().err == "heard"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import ControlConnection
 
-from pipelines.workers import late_workers_stop
+from pipelines.main import run_main
+from pipelines.workers import EarlyEnd, late_workers_stop
 
 ROOT = Path(__file__).parents[2]
 TWO_PROCESSES = ["--engine=local-parallel", "--direct_num_workers=2"]
@@ -78,6 +82,57 @@ def test_a_worker_that_dies_ends_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("late", ["worker_0", "worker_1"])
 def test_a_run_that_fails_before_a_worker_connects_ends(tmp_path: Path, late: str) -> None:
     assert _run(tmp_path, "fail", late) == (2, "error: column text is missing")
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts back what a run that ended early leaves to a process that is about to exit."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook = threading.excepthook
+    yield
+    threading.excepthook = hook
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _die() -> None:
+    raise RuntimeError("Worker subprocess exited with return code -2")
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_worker_that_died_of_the_signal_is_no_crash(capfd: pytest.CaptureFixture[str]) -> None:
+    """The death may be noticed first, for the signal waits for the main thread."""
+
+    def body(_: list[str]) -> None:
+        worker = threading.Thread(target=_die, name="run_worker")
+        worker.start()
+        worker.join(0.1)
+        signal.raise_signal(signal.SIGINT)
+
+    assert run_main(body, []) == 130
+    assert capfd.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("ignored", [None, signal.SIGINT])
+@pytest.mark.usefixtures("handlers")
+def test_a_crash_ends_the_run_even_where_ctrl_c_is_ignored(ignored: signal.Signals | None) -> None:
+    if ignored is not None:
+        signal.signal(ignored, signal.SIG_IGN)
+    early = EarlyEnd()
+    with pytest.raises(KeyboardInterrupt), early.watched(False):
+        threading.Thread(target=_die, name="run_worker").start()
+        time.sleep(60)
+    assert (early.crashed, early.signal) == (True, None)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_other_threads_end_nothing() -> None:
+    early = EarlyEnd()
+    with early.watched(False):
+        other = threading.Thread(target=_die, name="other")
+        other.start()
+        other.join()
+    assert (early.crashed, early.signal) == (False, None)
 
 
 def test_beam_is_left_as_it_was() -> None:
