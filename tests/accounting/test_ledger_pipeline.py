@@ -139,7 +139,7 @@ def test_ledger_of_refuses_what_cannot_be_right() -> None:
         ledger_of(plain)
     with pytest.raises(ArgumentError, match="ledger must be a Ledger, not a value of type str"):
         ledger_of(plain, "ledger")  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="another one than that of the pipeline"):
+    with pytest.raises(ArgumentError, match="differs from the pipeline's"):
         ledger_of(Ledger().pipeline(PipelineOptions(ONE_PROCESS)), Ledger())
 
 
