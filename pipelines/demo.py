@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from apache_beam.options.pipeline_options import TestOptions
 
 from beam_dp import open_index, resolve_index
 from beam_dp.text import tokenize
@@ -28,13 +29,15 @@ _SHOWN = 10
 
 def main(argv: list[str]) -> None:
     """Privatizes the utterances into a temporary folder and shows what became of them."""
-    parse_options(argv)
+    dry_run = parse_options(argv).view_as(TestOptions).dry_run
     with tempfile.TemporaryDirectory(prefix="beam_dp_demo_") as folder:
         prefix = f"{folder}/utterances"
         summary(
             f"$ python -m pipelines.privatize_text --input={UTTERANCES.name} --output=PREFIX --epsilon={EPSILON}", ""
         )
         privatize_text.main([*argv, f"--input={UTTERANCES}", f"--output={prefix}", f"--epsilon={EPSILON}"])
+        if dry_run:
+            return
         before = UTTERANCES.read_text(encoding="utf-8").splitlines()
         after = [line for shard in sorted(Path(folder).glob("*-of-*.txt")) for line in shard.read_text().splitlines()]
     summary("", *_side_by_side(before[:_SHOWN], after[:_SHOWN]), "", *_statistics(before, after))

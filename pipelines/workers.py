@@ -7,6 +7,8 @@ machine.
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import queue
 import signal
 import threading
@@ -21,6 +23,7 @@ _RUNNER_THREAD = "run_worker"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GRACE_SECONDS = 1.0
 _POLL_SECONDS = 0.02
+_STOP = b"\0"
 
 
 class EarlyEnd:
@@ -38,6 +41,7 @@ class EarlyEnd:
         self.signal: signal.Signals | None = None
         self.crashed = False
         self._over = False
+        self._raised_at = -math.inf
 
     @contextlib.contextmanager
     def watched(self, verbose: bool) -> Iterator[None]:
@@ -66,7 +70,8 @@ class EarlyEnd:
 
         threading.excepthook = hook
         try:
-            yield
+            with self._main_thread_woken() if handlers else contextlib.nullcontext():
+                yield
         finally:
             self._over = True
             early = self.crashed or self.signal is not None
@@ -90,9 +95,47 @@ class EarlyEnd:
         return handlers
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        # One signal may come more than once, from a terminal and a parent process: the clean-up goes on meanwhile.
+        if self._over or self._raised_lately():
+            return
+        self._raised_at = time.monotonic()
         if not self.crashed and self.signal is None:
             self.signal = signal.Signals(number)
         raise KeyboardInterrupt
+
+    def _raised_lately(self) -> bool:
+        return time.monotonic() - self._raised_at < _GRACE_SECONDS
+
+    @contextlib.contextmanager
+    def _main_thread_woken(self) -> Iterator[None]:
+        """Sends a signal that the system gave to another thread on to the main thread.
+
+        Python runs handlers in the main thread, and there not before a wait for a lock is over, unless the signal
+        itself breaks it; a runner makes the main thread wait for the whole run.
+        """
+        main = threading.get_ident()
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+
+        def watch() -> None:
+            while _STOP not in (numbers := os.read(reader, 1)):
+                time.sleep(_POLL_SECONDS)
+                if numbers[0] in _SIGNALS and not self._over and not self._raised_lately():
+                    signal.pthread_kill(main, numbers[0])
+
+        watcher = threading.Thread(target=watch, name="signals", daemon=True)
+        watcher.start()
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            self._over = True
+            signal.set_wakeup_fd(before)
+            os.set_blocking(writer, True)
+            os.write(writer, _STOP)
+            watcher.join()
+            os.close(reader)
+            os.close(writer)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -301,72 +300,6 @@ def _raise(error: BaseException) -> Any:
 def test_run_main_in_process(error: BaseException, status: int, last: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_main(_raise(error), []) == status
     assert capfd.readouterr().err == last
-
-
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    """Puts back what a run that ended early leaves to a process that is about to exit."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    hook = threading.excepthook
-    yield
-    threading.excepthook = hook
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("wrapped", [None, RuntimeError(f"KeyboardInterrupt {SECRET}"), SystemExit(7), InputError("x")])
-@pytest.mark.parametrize(
-    ("number", "status", "last"),
-    [(signal.SIGINT, 130, "error: interrupted\n"), (signal.SIGTERM, 143, "error: terminated\n")],
-)
-@pytest.mark.usefixtures("handlers")
-def test_a_signal_is_reported_whatever_becomes_of_its_exception(
-    number: signal.Signals, status: int, last: str, wrapped: BaseException | None, capfd: pytest.CaptureFixture[str]
-) -> None:
-    cleaned: list[str] = []
-
-    def body(_: list[str]) -> None:
-        try:
-            signal.raise_signal(number)
-        except BaseException:
-            cleaned.append("staging")
-            if wrapped is not None:
-                raise wrapped from None
-            raise
-
-    def fail() -> None:
-        raise RuntimeError(SECRET)
-
-    assert run_main(body, []) == status
-    assert cleaned == ["staging"]
-    late = threading.Thread(target=fail, name="run_worker")
-    late.start()
-    late.join()
-    assert capfd.readouterr().err == last
-    assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
-@pytest.mark.usefixtures("handlers")
-def test_an_ignored_signal_stays_ignored() -> None:
-    def body(_: list[str]) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    assert run_main(body, []) == 0
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-
-
-def test_off_the_main_thread_signals_are_left_alone() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    seen: list[Any] = []
-
-    def body(_: list[str]) -> None:
-        seen.extend(signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
-
-    thread = threading.Thread(target=run_main, args=(body, []))
-    thread.start()
-    thread.join()
-    assert seen == before
 
 
 def test_arguments_and_status_of_the_body(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,7 +251,7 @@ def test_help_of_every_flag_tells_its_default_and_choices(capsys: pytest.Capture
 
 
 def test_formats_are_those_that_can_be_read_and_written() -> None:
-    assert FORMATS == ("auto", *beam_dp.io.FORMATS)
+    assert ("auto", *beam_dp.io.FORMATS) == FORMATS
 
 
 def test_programs_without_a_pipeline_parse_as_strictly(capsys: pytest.CaptureFixture[str]) -> None:

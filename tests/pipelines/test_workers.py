@@ -1,4 +1,4 @@
-"""Runs with worker processes end, whatever becomes of the workers."""
+"""Runs end on a signal, and whatever becomes of worker processes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import ControlConnection
 
+from beam_dp.errors import InputError
 from pipelines.main import run_main
 from pipelines.workers import EarlyEnd, late_workers_stop
 
@@ -93,6 +95,101 @@ def handlers() -> Iterator[None]:
     threading.excepthook = hook
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    "wrapped", [None, RuntimeError("KeyboardInterrupt [while running 'x']"), SystemExit(7), InputError("x")]
+)
+@pytest.mark.parametrize(
+    ("number", "status", "last"),
+    [(signal.SIGINT, 130, "error: interrupted\n"), (signal.SIGTERM, 143, "error: terminated\n")],
+)
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_is_reported_whatever_becomes_of_its_exception(
+    number: signal.Signals, status: int, last: str, wrapped: BaseException | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cleaned: list[str] = []
+
+    def body(_: list[str]) -> None:
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            cleaned.append("staging")
+            if wrapped is not None:
+                raise wrapped from None
+            raise
+
+    assert run_main(body, []) == status
+    assert cleaned == ["staging"]
+    late = threading.Thread(target=_die, name="run_worker")
+    late.start()
+    late.join()
+    assert capfd.readouterr().err == last
+    assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_that_another_thread_gets_ends_a_wait() -> None:
+    """The system may give it to any thread; the main one then goes on waiting for its lock."""
+
+    release, caught = threading.Event(), threading.Event()
+    unheard: list[str] = []
+
+    def send() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        if not caught.wait(10):
+            unheard.append("signal")
+        release.set()
+
+    def body(_: list[str]) -> None:
+        sender = threading.Timer(0.2, send)
+        sender.start()
+        try:
+            release.wait()
+        finally:
+            caught.set()
+            sender.join()
+
+    assert run_main(body, []) == 143
+    assert unheard == []
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_that_comes_twice_lets_the_clean_up_go_on() -> None:
+    cleaned: list[str] = []
+
+    def body(_: list[str]) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            cleaned.append("staging")
+
+    assert run_main(body, []) == 143
+    assert cleaned == ["staging"]
+
+
+@pytest.mark.usefixtures("handlers")
+def test_an_ignored_signal_stays_ignored() -> None:
+    def body(_: list[str]) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert run_main(body, []) == 0
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_off_the_main_thread_signals_are_left_alone() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    seen: list[Any] = []
+
+    def body(_: list[str]) -> None:
+        seen.extend(signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
+
+    thread = threading.Thread(target=run_main, args=(body, []))
+    thread.start()
+    thread.join()
+    assert seen == before
 
 
 def _die() -> None:
