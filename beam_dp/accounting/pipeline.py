@@ -72,7 +72,5 @@ def ledger_of(source: PValue | beam.Pipeline, ledger: Ledger | None = None) -> L
     if not isinstance(ledger, Ledger):
         raise ArgumentError(f"ledger must be a Ledger, not {describe_kind(ledger)}")
     if own is not None and own is not ledger:
-        raise ArgumentError(
-            "ledger differs from the pipeline's: leave ledger= out, or use a plain beam.Pipeline"
-        )
+        raise ArgumentError("ledger differs from the pipeline's: leave ledger= out, or use a plain beam.Pipeline")
     return ledger

@@ -170,9 +170,9 @@ class Staged:
 
 def existing_output(prefix: str) -> list[str]:
     """Paths of an output with this prefix: the manifest first, then shards and rejects."""
-    name = last_component(prefix)
+    ours = re.compile(re.escape(last_component(prefix)) + _OURS.pattern)
     found = paths_with_prefix(prefix)
-    shards = sorted(path for path in found if _OURS.fullmatch(last_component(path).removeprefix(name)))
+    shards = sorted(path for path in found if ours.fullmatch(last_component(path)))
     return [path for path in found if path == f"{prefix}{_MANIFEST}"] + shards
 
 

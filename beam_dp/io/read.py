@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
@@ -137,8 +137,9 @@ class ReadBatches(beam.PTransform):
     A row that cannot be read (broken JSON, no valid UTF-8, a wrong number of columns) is *rejected*: it fails the
     pipeline, unless `with_rejects` asks for rejected rows as a second output.
 
-    Files are taken in the order of their paths. Uncompressed text, jsonl and tsv files are split by bytes and parquet files by row groups; a compressed
-    file or a csv file is read by one worker. Memory holds about one batch, or one row where a row is larger.
+    Files are taken in the order of their paths. Uncompressed text, jsonl and tsv files are split by bytes and parquet
+    files by row groups; a compressed file or a csv file is read by one worker. Memory holds about one batch, or one row
+    where a row is larger.
 
     Values come out as they stand in the file: csv and tsv columns are strings (an empty value is ``""``), parquet
     columns have the type that the file says, jsonl columns the type that their first values show. A file of
@@ -216,7 +217,7 @@ class ReadBatches(beam.PTransform):
         twin.__dict__.update(self.__dict__, _with_rejects=True)
         return twin
 
-    def expand(self, pbegin: beam.pvalue.PBegin) -> Any:
+    def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection[pa.RecordBatch] | ReadResult:
         """Plans the pieces, spreads them over the workers, reads them."""
         pieces = pbegin | "Plan" >> beam.Create([self._source]) | "Cut" >> beam.ParDo(_Cut()) | beam.Reshuffle()
         do_fn = _Read(self._source.format, self._spec, fail_on_reject=not self._with_rejects)

@@ -22,6 +22,10 @@ from beam_dp.io.source import Decoded, FileRange, Positions, ReadSpec, empty_bat
 
 _LARGEST_BLOCK = (1 << 31) - (1 << 16)
 _BLOCK_GROWTH = 8
+# Arrow's parser can miss a quote near a NUL at the edge of a block, so NUL travels as 0xFF, which UTF-8 never has;
+# a 0xFF that stands in the file becomes 0xFE, which is as invalid.
+_HIDE_NUL = bytes.maketrans(b"\x00\xff", b"\xff\xfe")
+_SHOW_NUL = bytes.maketrans(b"\xff", b"\x00")
 
 
 def csv_header(file: InputFile) -> list[str]:
@@ -108,8 +112,9 @@ def _parse(file: InputFile, spec: ReadSpec, header: list[str], block_bytes: int)
     wanted = [f"f{header.index(name)}" for name in spec.columns]
     columns = [*wanted, last] if last not in wanted else wanted
     with contextlib.closing(open_input(file)) as stream, reading(file.name):
+        source = _WithTail(stream, tail.encode())
         reader = pa_csv.open_csv(
-            io.BufferedReader(_WithTail(stream, tail.encode())),
+            io.BufferedReader(source),
             read_options=pa_csv.ReadOptions(use_threads=False, block_size=block_bytes, autogenerate_column_names=True),
             parse_options=pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_bad_row),
             convert_options=pa_csv.ConvertOptions(
@@ -127,13 +132,25 @@ def _parse(file: InputFile, spec: ReadSpec, header: list[str], block_bytes: int)
             number = int(positions.max(initial=number))
             rejects = [Reject(WRONG_COLUMN_COUNT, record) for record in bad[reported:]]
             reported = len(bad)
-            strings = [batch.column(name).view(pa.string()) for name in wanted]
+            values = [batch.column(name) for name in wanted]
+            if source.has_nul:
+                values = [_with_nul(column) for column in values]
+            strings = [column.view(pa.string()) for column in values]
             batch = pa.record_batch(strings, names=list(spec.columns))
             yield with_valid_text(Decoded(batch, positions, rejects), None)
         rest = [Reject(WRONG_COLUMN_COUNT, record) for record in bad[reported:]]
         if not closed:
             rest.append(Reject(UNTERMINATED_QUOTE, max([number, *bad]) + 1))
         yield Decoded(empty_batch(spec), np.empty(0, np.int64), rest)
+
+
+def _with_nul(values: pa.BinaryArray) -> pa.BinaryArray:
+    """``values`` with the NUL bytes that `_HIDE_NUL` took away."""
+    validity, offsets, data = values.buffers()
+    if data is None:
+        return values
+    shown = pa.py_buffer(data.to_pybytes().translate(_SHOW_NUL))
+    return pa.Array.from_buffers(pa.binary(), len(values), [validity, offsets, shown], offset=values.offset)
 
 
 def _record_numbers(first: int, count: int, bad: list[int]) -> Positions:
@@ -144,12 +161,17 @@ def _record_numbers(first: int, count: int, bad: list[int]) -> Positions:
 
 
 class _WithTail(io.RawIOBase):
-    """A stream with some bytes after its end."""
+    """A stream with its NUL bytes hidden and some bytes after its end.
+
+    Attributes:
+        has_nul: whether there was a NUL in what has been read so far.
+    """
 
     def __init__(self, stream: BinaryIO, tail: bytes) -> None:
         super().__init__()
         self._stream = stream
         self._tail = tail
+        self.has_nul = False
 
     def readable(self) -> bool:
         return True
@@ -158,5 +180,9 @@ class _WithTail(io.RawIOBase):
         data = self._stream.read(len(target))
         if not data:
             data, self._tail = self._tail[: len(target)], self._tail[len(target) :]
+        if b"\0" in data:
+            self.has_nul = True
+        if not data.isascii() or self.has_nul:
+            data = data.translate(_HIDE_NUL)
         target[: len(data)] = data
         return len(data)

@@ -38,10 +38,10 @@ class WriteBatches(beam.PTransform):
     """Writes batches as one output that appears whole or not at all; see `beam_dp.io.publish`.
 
     Apply it to ``(batches, rejected)`` as `ReadBatches.with_rejects` gives them (transforms in between copy the schema
-    metadata), to ``(batches, rejected, more rejected, ...)`` or to batches alone. The output is ``PREFIX-SSSSS-of-NNNNN.EXT``,
-    ``PREFIX-rejects-SSSSS-of-NNNNN.jsonl`` where rows were rejected, and ``PREFIX.manifest.json``. Shards are in the
-    order of the input as long as no transform in between shuffles batches. No rows make one shard without rows. How
-    values look in each format: `beam_dp.io.encode`.
+    metadata), to ``(batches, rejected, more rejected, ...)`` or to batches alone. The output is
+    ``PREFIX-SSSSS-of-NNNNN.EXT``, ``PREFIX-rejects-SSSSS-of-NNNNN.jsonl`` where rows were rejected, and
+    ``PREFIX.manifest.json``. Shards are in the order of the input as long as no transform in between shuffles batches.
+    No rows make one shard without rows. How values look in each format: `beam_dp.io.encode`.
 
     Args:
         prefix: local path or URI that the output names begin with.
@@ -58,7 +58,8 @@ class WriteBatches(beam.PTransform):
     Raises:
         ArgumentError: an argument that cannot be right; when applied: elements that are not RecordBatches, or a
             ``ledger_path`` without a ledger.
-        ResourceError: there is an output or a ledger already; in a worker: the file system refuses, e.g. the disk is full.
+        ResourceError: there is an output or a ledger already; in a worker: the file system refuses, e.g. the disk is
+            full.
         InputError: in a worker: too many rejects, or columns that the format cannot hold.
     """
 
@@ -132,10 +133,11 @@ class WriteBatches(beam.PTransform):
 
 def _plan_of(given: Any) -> Plan:
     """``given`` if it is a plan, or the plan that it gives."""
-    plan = given if callable(getattr(given, "ledger_json", None)) else getattr(given, "plan", lambda: None)()
-    if plan is None:
-        raise ArgumentError(f"plan must be a Ledger or the plan of one, not {describe_kind(given)}")
-    return plan
+    if callable(getattr(given, "ledger_json", None)):
+        return given
+    if callable(getattr(given, "plan", None)):
+        return given.plan()
+    raise ArgumentError(f"plan must be a Ledger or the plan of one, not {describe_kind(given)}")
 
 
 def _stage(batches: beam.PCollection[pa.RecordBatch], target: Target, kind: str, name: str) -> beam.PCollection[Any]:

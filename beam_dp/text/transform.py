@@ -22,14 +22,13 @@ from beam_dp.embeddings.broadcast import IndexRef, open_index, resolve_index
 from beam_dp.embeddings.index import EmbeddingIndex
 from beam_dp.errors import ArgumentError, GrantError, InputError, describe_kind, require_choice
 from beam_dp.io.lines import invalid_utf8
-from beam_dp.io.rejects import INVALID_UNICODE, Reject, rejects_batch
+from beam_dp.io.rejects import INVALID_UNICODE, METRICS_NAMESPACE, Reject, rejects_batch
 from beam_dp.mechanisms import WordMechanism
 from beam_dp.randomness import SecureSource
 from beam_dp.text.privatize import OovPolicy, TextOptions, TextPrivatizer
 from beam_dp.text.rows import KINDS, RowShape, batch_with_text, infer_kind, output_hint, row_fields, text_of, with_text
 from beam_dp.text.tokenizer import as_string
 
-METRICS_NAMESPACE = "beam_dp"
 _REJECTED = "rejected"
 _MAX_BUFFERED_ROWS = 4096
 _MAX_BUFFERED_CHARACTERS = 4 << 20

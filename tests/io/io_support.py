@@ -28,7 +28,8 @@ def copy(source: str | Path, prefix: str | Path, into: str, *, flags: Sequence[s
     write = {"run_id": "run"} | {name: value for name, value in options.items() if name in names}
     read = {name: value for name, value in options.items() if name not in names}
     running = pipeline(*flags)
-    running | ReadBatches(str(source), **read) | WriteBatches(str(prefix), format=into, **write)
+    reading = ReadBatches(str(source), **read)
+    running | reading.with_rejects() | WriteBatches(str(prefix), format=into, inputs=reading.paths, **write)
     result = running.run()
     result.wait_until_finish()
     return result

@@ -64,9 +64,9 @@ def test_the_coder_is_registered_and_deterministic():
 def test_no_batch_is_pickled_anywhere_in_the_graph(tmp_path):
     (tmp_path / "in.txt").write_text("a\n")
     graph = pipeline()
-    read = graph | ReadBatches(str(tmp_path / "in.txt"))
+    read = graph | ReadBatches(str(tmp_path / "in.txt")).with_rejects()
     mapped = read.batches | beam.Map(lambda batch: batch).with_output_types(pa.RecordBatch)
-    (mapped, read.rejects) | WriteBatches(str(tmp_path / "out"), format="text", run_id="r")
+    (mapped, read.rejected) | WriteBatches(str(tmp_path / "out"), format="text", run_id="r")
     proto = graph.to_runner_api()
     ours = 0
     carriers = ("/Read/", "InOneWindow", "Map(<lambda at test_io")

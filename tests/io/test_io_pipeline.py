@@ -16,11 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from apache_beam.testing.util import assert_that
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.util import assert_that, equal_to
 from io_support import content, copy, manifest, parquet_rows, pipeline, rejects, shards
 
+from beam_dp.accounting import Ledger
 from beam_dp.errors import ArgumentError, BeamDpError, InputError, ResourceError
-from beam_dp.io import ReadBatches, WriteBatches
+from beam_dp.io import ReadBatches, ReadResult, WriteBatches
+from beam_dp.io.publish import discard_staging
 from beam_dp.io.rejects import Reject, rejects_batch
 
 FORMATS = ["text", "jsonl", "csv", "tsv", "parquet"]
@@ -75,7 +78,7 @@ def test_shards_follow_the_order_of_files_and_pieces(tmp_path, format, flags):
         write_input(tmp_path / name, format, [f"file {number} line {i}" for i in range(200)])
     options = {"split_bytes": 1000, "batch_rows": 17, "format": format}
     running = pipeline(*flags)
-    read = running | ReadBatches(f"{tmp_path}/*/*", **options)
+    read = running | ReadBatches(f"{tmp_path}/*/*", **options).with_rejects()
     read | WriteBatches(f"{tmp_path}/out", format="text", run_id="r")
     running.run().wait_until_finish()
     expected = "".join(f"file {number} line {i}\n" for number in range(4) for i in range(200))
@@ -138,8 +141,66 @@ def test_the_ledger_of_the_plan_is_published(tmp_path):
     copy(source, tmp_path / "out", "text", plan=FixedPlan(), ledger_path=f"{tmp_path}/ledger.json")
     assert manifest(tmp_path / "out")["ledger"] == {"schema_version": 1, "entries": ["one"]}
     assert json.loads((tmp_path / "ledger.json").read_text()) == {"schema_version": 1, "entries": ["one"]}
-    with pytest.raises(ArgumentError, match="ledger_path needs a plan"):
-        WriteBatches(f"{tmp_path}/other", format="text", run_id="r", ledger_path=f"{tmp_path}/ledger.json")
+    batches = pipeline() | ReadBatches(str(source))
+    with pytest.raises(ArgumentError, match="ledger_path needs a ledger"):
+        batches | WriteBatches(f"{tmp_path}/other", format="text", ledger_path=f"{tmp_path}/other.json")
+    with pytest.raises(ArgumentError, match="plan must be a Ledger or the plan of one, not a value of type str"):
+        WriteBatches(f"{tmp_path}/other", format="text", plan="ledger.json")
+
+
+def test_the_ledger_is_that_of_the_pipeline_or_the_one_given(tmp_path):
+    source = write_input(tmp_path / "in.txt", "text", ["a"])
+    with Ledger().pipeline(PipelineOptions(["--runner=FnApiRunner"])) as running:
+        batches = running | ReadBatches(str(source))
+        batches | WriteBatches(f"{tmp_path}/own", format="text", ledger_path=f"{tmp_path}/own.json")
+        batches | "Given" >> WriteBatches(f"{tmp_path}/given", format="text", plan=FixedPlan())
+    with pipeline() as plain:
+        batches = plain | ReadBatches(str(source))
+        batches | WriteBatches(f"{tmp_path}/plain", format="text", plan=Ledger())
+        batches | "None" >> WriteBatches(f"{tmp_path}/none", format="text")
+    assert manifest(tmp_path / "own")["ledger"] == json.loads((tmp_path / "own.json").read_text())
+    for prefix in ("own", "plain"):
+        assert manifest(tmp_path / prefix)["ledger"]["schema_version"] == 1
+        assert manifest(tmp_path / prefix)["ledger"]["entries"] == []
+    assert manifest(tmp_path / "given")["ledger"] == FixedPlan().ledger_json()
+    assert manifest(tmp_path / "none")["ledger"] is None
+    run_ids = {manifest(tmp_path / prefix)["run_id"] for prefix in ("own", "given", "plain", "none")}
+    assert len(run_ids) == 4
+
+
+def test_elements_that_are_no_batches_are_refused(tmp_path):
+    running = pipeline("--auto_unique_labels")
+    batches = running | beam.Create([pa.record_batch({"text": ["a"]})])
+    texts = running | "Texts" >> beam.Create(["a"])
+    rows = running | "Rows" >> beam.Create([beam.Row(text="a")])
+    write = WriteBatches(f"{tmp_path}/out", format="text")
+    for wrong in (texts, rows, (batches, texts)):
+        with pytest.raises(ArgumentError, match=r"WriteBatches takes PCollections of pyarrow\.RecordBatch, not of "):
+            wrong | write
+    unknown = batches | beam.Map(lambda batch: batch).with_output_types(beam.typehints.Any)
+    unknown | write
+    running.run().wait_until_finish()
+    assert content(tmp_path / "out") == "a\n"
+
+
+def test_a_rejected_row_fails_the_run_unless_rejects_are_asked_for(tmp_path, caplog):
+    source = tmp_path / "in.jsonl"
+    source.write_text(f'{{"text": "a"}}\n{{"text": ["{SECRET}"]}}\n{SECRET}\n')
+    running = pipeline()
+    running | ReadBatches(str(source), text_column="text") | WriteBatches(f"{tmp_path}/out", format="text", run_id="r")
+    with pytest.raises(
+        InputError, match=r"a row was rejected \(not_text in in\.jsonl at 14\); .*with_rejects"
+    ) as caught:
+        running.run().wait_until_finish()
+    assert SECRET not in "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert not (tmp_path / "out.manifest.json").exists()
+    discard_staging(f"{tmp_path}/out", "r")
+    reading = ReadBatches(str(source), text_column="text")
+    with pipeline() as running:
+        read = running | reading.with_rejects()
+        assert isinstance(read, ReadResult)
+        assert_that(read.rejected | beam.Map(lambda batch: batch.num_rows), equal_to([2]))
+    assert isinstance(pipeline() | reading, beam.PCollection)
 
 
 def test_counters_are_rows_batches_and_rejects(tmp_path):
@@ -160,7 +221,7 @@ def test_counters_are_rows_batches_and_rejects(tmp_path):
 def test_rejects_of_several_transforms_count_together(tmp_path):
     source = write_input(tmp_path / "in.txt", "text", ["a", "b"])
     with pipeline() as running:
-        read = running | ReadBatches(str(source))
+        read = running | ReadBatches(str(source)).with_rejects()
         later = rejects_batch([Reject("too_long", None)], None)
         more = read.batches | beam.Map(lambda batch: later).with_output_types(pa.RecordBatch)
         even_more = more | "Same" >> beam.Map(lambda batch: batch).with_output_types(pa.RecordBatch)
@@ -174,7 +235,7 @@ def test_a_second_run_is_refused_without_overwrite(tmp_path):
     copy(source, tmp_path / "out", "text", split_bytes=100)
     many = len(shards(tmp_path / "out"))
     assert many > 5
-    with pytest.raises(ResourceError, match="output exists already"):
+    with pytest.raises(ResourceError, match="output already exists"):
         copy(source, tmp_path / "out", "text")
     copy(source, tmp_path / "out", "text", overwrite=True)
     assert len(shards(tmp_path / "out")) == 1
@@ -186,7 +247,7 @@ def test_an_output_that_appears_during_the_run_is_not_overwritten(tmp_path):
     running = pipeline()
     running | ReadBatches(str(source)) | WriteBatches(f"{tmp_path}/out", format="text", run_id="r")
     (tmp_path / "out-00000-of-00001.txt").write_text("mine\n")
-    with pytest.raises(ResourceError, match="output exists already"):
+    with pytest.raises(ResourceError, match="output already exists"):
         running.run().wait_until_finish()
     assert content(tmp_path / "out") == "mine\n"
     assert not (tmp_path / "out.manifest.json").exists()
@@ -273,7 +334,7 @@ def test_damaged_parquet_fails_the_run_silently(tmp_path, caplog):
     )
     whole = (tmp_path / "in.parquet").read_bytes()
     running = pipeline()
-    read = running | ReadBatches(f"{tmp_path}/in.parquet", text_column="text")
+    read = running | ReadBatches(f"{tmp_path}/in.parquet", text_column="text").with_rejects()
     read | WriteBatches(f"{tmp_path}/out", format="text", run_id="r")
     (tmp_path / "in.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"cannot read parquet file in\.parquet: corrupt or truncated") as caught:
@@ -290,7 +351,7 @@ def test_an_input_that_vanishes_is_an_error_of_the_environment(tmp_path):
     with pytest.raises(InputError, match="no file matches"):
         running.run().wait_until_finish()
     (tmp_path / "in.txt").mkdir()
-    with pytest.raises(ResourceError, match=r"cannot read in\.txt: is a directory"):
+    with pytest.raises(InputError, match=rf"{tmp_path}/in\.txt is a directory: write {tmp_path}/in\.txt/\*$"):
         ReadBatches(f"{tmp_path}/in.txt")
 
 
@@ -325,7 +386,7 @@ def test_a_file_system_that_takes_no_more(tmp_path):
         check=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
-    lines = [f"ResourceError file too large, while writing out.{format} " for format in FORMATS]
+    lines = [f"ResourceError file too large, while writing {tmp_path}/out.{format} " for format in FORMATS]
     assert [line[: len(start)] for line, start in zip(done.stdout.splitlines(), lines, strict=True)] == lines
     assert SECRET not in done.stdout + done.stderr
     assert not list(tmp_path.glob("out*-of-*"))
@@ -339,7 +400,7 @@ def test_a_row_of_a_hundred_megabytes(tmp_path, format):
     big = "0123456789" * 10_000_000
     source = write_input(tmp_path / "in", format, ["first", big, "last"])
     with pipeline() as running:
-        read = running | ReadBatches(str(source), format=format, text_column="text")
+        read = running | ReadBatches(str(source), format=format, text_column="text").with_rejects()
         sizes = read.batches | beam.Map(lambda batch: pc.utf8_length(batch.column("text")).to_pylist())
         read | WriteBatches(f"{tmp_path}/out", format="text", run_id="r")
         assert_that(sizes | beam.combiners.ToList(), _has(5, 100_000_000, 4))

@@ -17,7 +17,7 @@ from io_support import content, manifest, parquet_rows, rejects, shards
 from beam_dp.errors import ArgumentError, InputError, ResourceError
 from beam_dp.io import WriteBatches, with_position
 from beam_dp.io.batches import Position
-from beam_dp.io.publish import REJECTS, ROWS, Staged, Target, publish
+from beam_dp.io.publish import REJECTS, ROWS, Staged, Target, discard_staging, publish
 from beam_dp.io.rejects import Reject, rejects_batch
 from beam_dp.io.stage import Stager, stage_empty
 
@@ -156,9 +156,9 @@ def test_an_existing_output_is_refused_at_construction_and_before_the_publish(tm
     first, second = target(tmp_path), target(tmp_path, run_id="other", attempt="a2")
     staged = three(second, "2")
     publish(first, three(first), None)
-    with pytest.raises(ResourceError, match=r"output exists already: out\.manifest\.json and 3 more; .*--overwrite"):
+    with pytest.raises(ResourceError, match=r"output already exists: out\.manifest\.json and 3 more; .*--overwrite"):
         publish(second, staged, None)
-    with pytest.raises(ResourceError, match="output exists already"):
+    with pytest.raises(ResourceError, match="output already exists"):
         WriteBatches(first.prefix, format="text", run_id="r")
     assert content(first.prefix) == "a\nb\nc\ne\n"
     (tmp_path / "out.manifest.json").unlink()
@@ -291,12 +291,75 @@ def test_a_move_that_fails_leaves_no_half_output(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", full)
-        with pytest.raises(ResourceError, match=r"^no space left on device, while writing out-"):
+        with pytest.raises(
+            ResourceError, match=rf"^no space left on device, while writing {tmp_path}/out-.*; free some space$"
+        ):
             publish(where, staged, None)
     assert shards(where.prefix) == []
     assert not Path(where.manifest_path).exists()
     publish(where, staged, None)
     assert content(where.prefix) == "a\nb\nc\ne\n"
+
+
+@pytest.mark.parametrize("broken", ["ledger.json", "out.manifest.json"])
+@pytest.mark.parametrize("moved_first", [False, True])
+def test_a_ledger_or_manifest_that_cannot_be_moved_takes_the_shards_back(tmp_path, monkeypatch, broken, moved_first):
+    where = target(tmp_path, ledger_path=f"{tmp_path}/ledger.json")
+    staged = three(where)
+    rename = os.rename
+
+    def full(source, final):
+        if Path(final).name == broken:
+            if moved_first:
+                rename(source, final)
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        rename(source, final)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", full)
+        with pytest.raises(ResourceError, match=rf"while writing {tmp_path}/{broken}; free some space$"):
+            publish(where, staged, LEDGER)
+    assert names(tmp_path) == ["out.tmp-run"]
+    assert all(Path(item.path).exists() for item in staged)
+    publish(where, staged, LEDGER)
+    assert content(where.prefix) == "a\nb\nc\ne\n"
+    assert json.loads((tmp_path / "ledger.json").read_text()) == LEDGER
+
+
+def test_a_ledger_that_cannot_be_written_costs_no_earlier_output(tmp_path):
+    first = target(tmp_path)
+    publish(first, three(first), None)
+    before = names(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for ledger_path in (f"{tmp_path}/folder", f"{tmp_path}/file/ledger.json"):
+        where = target(tmp_path, overwrite=True, attempt="a2", ledger_path=ledger_path)
+        with pytest.raises(ResourceError, match=rf"directory, while writing {ledger_path}|exists, while writing"):
+            publish(where, three(where, "2"), LEDGER)
+        discard_staging(where.prefix, where.run_id, where.ledger_path)
+        assert content(first.prefix) == "a\nb\nc\ne\n"
+        assert is_whole(first.prefix)
+    assert names(tmp_path) == sorted([*before, "file", "folder"])
+
+
+def test_a_ledger_that_appears_during_the_run_is_not_overwritten(tmp_path):
+    where = target(tmp_path, ledger_path=f"{tmp_path}/ledger.json")
+    staged = three(where)
+    (tmp_path / "ledger.json").write_text("mine")
+    with pytest.raises(ResourceError, match=r"^ledger already exists: ledger\.json; choose another ledger or pass"):
+        publish(where, staged, LEDGER)
+    assert (tmp_path / "ledger.json").read_text() == "mine"
+    assert shards(where.prefix) == []
+
+
+def test_discarding_removes_what_waits_for_the_publish_and_nothing_else(tmp_path):
+    where = target(tmp_path, ledger_path=f"{tmp_path}/ledger.json")
+    three(where)
+    for name in ("ledger.json.tmp-run", "ledger.json", "ledger.json.tmp-other", "out.tmp"):
+        (tmp_path / name).write_text("")
+    discard_staging(where.prefix, "run", where.ledger_path)
+    discard_staging(where.prefix, "run", where.ledger_path)
+    assert names(tmp_path) == ["ledger.json", "ledger.json.tmp-other", "out.tmp"]
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{", "null"])
@@ -310,14 +373,17 @@ def test_a_manifest_that_is_no_manifest_is_overwritten(tmp_path, damage):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prefix": "/tmp/a*"}, "prefix"),
-        ({"prefix": "/tmp/a/"}, "prefix"),
-        ({"prefix": ""}, "prefix"),
-        ({"prefix": None}, "prefix"),
+        ({"prefix": "/tmp/a*"}, "^output must be"),
+        ({"prefix": "/tmp/a/"}, "^output must be"),
+        ({"prefix": ""}, "^output must be"),
+        ({"prefix": None}, "^output must be"),
         ({"ledger_path": "/tmp/[x].json"}, "ledger_path"),
         ({"run_id": "../x"}, "run_id"),
         ({"run_id": ""}, "run_id"),
         ({"run_id": "a b"}, "run_id"),
+        ({"run_id": "a" * 65}, "1 to 64"),
+        ({"prefix": "nosuch://bucket/out"}, "^output: no file system is installed for nosuch://bucket/out"),
+        ({"ledger_path": "nosuch://bucket/l"}, r"^--ledger \(ledger_path\): no file system is installed"),
     ],
 )
 def test_targets_that_cannot_be(tmp_path, changes, message):
@@ -335,5 +401,5 @@ def test_relative_prefixes_are_made_absolute(tmp_path, monkeypatch):
 
 def test_staging_into_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match=r"not a directory, while writing out|file exists, while writing out"):
+    with pytest.raises(ResourceError, match=r"(not a directory|file exists), while writing .*/file/out$"):
         three(target(tmp_path / "file"))

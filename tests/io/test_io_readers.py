@@ -211,6 +211,23 @@ def test_tsv_of_one_column_keeps_empty_values(tmp_path):
     assert rows == [{"text": "a"}, {"text": ""}, {"text": "b"}]
 
 
+@pytest.mark.parametrize(
+    ("block", "values"),
+    [
+        (76, ["", "", "", "", "", "0", "", "0\x80\x80\x80\x80\x80𐀀𐀀", "00\x80𐀀", "0000000", "", "\0"]),
+        (30, ["", "", "", "0𐀀", "", "00\x80", "0\x80𐀀", "0\x80\x80𐀀", "0000\x80\x80\0𐀀", ""]),
+    ],
+)
+def test_csv_with_nul_at_the_end_of_a_block(tmp_path, block, values):
+    pairs = list(zip(values[::2], values[1::2], strict=True))
+    data = '"text","id"\n' + "".join(f'"{text}","{key}"\n' for text, key in pairs)
+    path = written(tmp_path, "a.csv", data.encode() + b'"\xff\0","last"\n')
+    for size in range(block - 3, block + 40):
+        rows, rejected = read_file(path, "csv", spec_of("id", "text", batch_bytes=size))
+        assert [(row["text"], row["id"]) for row in rows] == pairs
+        assert rejected == [("invalid_unicode", len(pairs) + 2)]
+
+
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=10), st.sampled_from(["\n", "\r\n"]), st.integers(30, 200))
 @settings(max_examples=60, deadline=None)
 def test_csv_gives_back_what_the_csv_module_wrote(tmp_path_factory, values, line_end, block):
@@ -378,7 +395,7 @@ def test_parquet_text_of_any_kind_comes_out_as_string(tmp_path, kind):
 @pytest.mark.parametrize("kind", [pa.int64(), pa.list_(pa.string()), pa.timestamp("us"), pa.bool_()])
 def test_parquet_text_column_of_another_type_is_refused(tmp_path, kind):
     pq.write_table(pa.table({"text": pa.nulls(2, kind)}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"column text of a\.parquet must be string, binary .* not "):
+    with pytest.raises(InputError, match=r"column 'text' of a\.parquet must be string, binary .* not "):
         ReadBatches(str(tmp_path / "a.parquet"), text_column="text")
 
 
@@ -473,7 +490,7 @@ def test_formats_that_cannot_be(format, path, message):
 )
 def test_a_missing_column_is_refused_with_the_columns_there(tmp_path, name, content):
     path = written(tmp_path, name, content.encode())
-    with pytest.raises(InputError, match=rf"column text is not in {name}: its columns are id, label"):
+    with pytest.raises(InputError, match=rf"column 'text' is not in {name}: its columns are 'id', 'label'"):
         ReadBatches(str(path), columns=["id", "text"])
 
 
@@ -487,7 +504,7 @@ def test_a_first_line_of_data_is_not_quoted(tmp_path, name, separator):
 
 def test_columns_of_a_schema_are_named_whatever_they_are_called(tmp_path):
     pq.write_table(pa.table({"review text": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"column text is not in a\.parquet: its columns are review text"):
+    with pytest.raises(InputError, match=r"column 'text' is not in a\.parquet: its columns are 'review text'"):
         ReadBatches(f"{tmp_path}/a.parquet")
 
 
@@ -515,5 +532,5 @@ def test_arguments_are_checked_at_construction(tmp_path, options, message):
 
 
 def test_one_column_of_text_files(tmp_path):
-    with pytest.raises(InputError, match="its columns are text"):
+    with pytest.raises(InputError, match="its columns are 'text'"):
         ReadBatches(str(written(tmp_path, "a.txt", b"x")), columns=["body"])

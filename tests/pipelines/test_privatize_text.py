@@ -199,7 +199,7 @@ def test_missing_column_names_those_there_are(tmp_path):
     for format in ("jsonl", "csv", "parquet"):
         source = write_input(tmp_path, format)
         line = refusal(privatize(f"--input={source}", f"--output={tmp_path}/out", FAITHFUL, "--text_column=body"))
-        assert "body" in line and "id, text, secret" in line and CANARY not in line
+        assert "body" in line and "'id', 'text', 'secret'" in line and CANARY not in line
     assert leftovers(tmp_path) == []
 
 
@@ -222,6 +222,17 @@ def test_existing_output_is_kept_without_overwrite_and_wholly_replaced_with_it(t
     assert stale.read_text() == "stale"
     assert privatize(*arguments, "--overwrite").returncode == 0
     assert leftovers(tmp_path) == ["out-00000-of-00001.txt", "out.manifest.json"]
+
+
+def test_an_input_that_looks_like_the_output_survives_overwrite(tmp_path):
+    source = tmp_path / "in-00000-of-00001.txt"
+    source.write_text("the only copy\n")
+    done = privatize(f"--input={source}", f"--output={tmp_path}/in", FAITHFUL, "--overwrite")
+    assert "--input and --output overlap: in-00000-of-00001.txt" in refusal(done)
+    done = privatize(f"--input={source}", f"--output={tmp_path}/out", FAITHFUL, f"--ledger={source}", "--overwrite")
+    assert "--ledger" in refusal(done)
+    assert source.read_text() == "the only copy\n"
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
 def test_truncated_parquet(tmp_path):
