@@ -46,7 +46,6 @@ setup(
         "dev": ["ruff>=0.6", "mypy>=1.11", "scipy-stubs; python_version >= '3.11'", "types-tqdm"],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
