@@ -153,8 +153,8 @@ def forest_bytes(size: int, dimension: int, trees: int) -> int:
 # half the median neighbour distance.
 #   d=50:  10.5 at 20,000 words, 7.2 at 100,000, 4.0 at 400,000 (GloVe 6B), 1.2 at 1,600,000 (synthetic)
 #   d=300: above 8 at 33,849 (GloVe 840B), 9.2 at 100,000, 5.6 at 400,000 (synthetic)
-# So they meet at about two million words. At recall@1 0.5 they meet between 20,000 and 400,000: who is content with
-# that asks for annoy.
+# Extrapolated from there, they meet at about two million words. At recall@1 0.5 they meet between 20,000 and
+# 400,000: who is content with that asks for annoy.
 EXACT_UP_TO = 2_000_000
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import resource
@@ -169,11 +170,9 @@ def test_recall_counts_an_equal_vector_as_found() -> None:
 def loadable(folder: Path) -> list[Path]:
     found = []
     for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        try:
+        with contextlib.suppress(IndexArtifactError):
             resolve_index(str(place))
             found.append(place)
-        except IndexArtifactError:
-            pass
     return found
 
 

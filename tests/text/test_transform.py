@@ -251,9 +251,9 @@ def test_plain_pipeline_needs_a_ledger(index):
     assert len(ledger.entries) == 1
 
 
-def test_do_fn_without_a_grant_fails_in_setup(index):
-    work = _Work(
-        Identity(),
+def work_of(mechanism, index):
+    return _Work(
+        mechanism,
         resolve_index(index),
         "exact",
         TextOptions(),
@@ -262,6 +262,10 @@ def test_do_fn_without_a_grant_fails_in_setup(index):
         law=None,
         fail_on_reject=True,
     )
+
+
+def test_do_fn_without_a_grant_fails_in_setup(index):
+    work = work_of(Identity(), index)
     with pytest.raises(GrantError, match="no grant"):
         _PrivatizeRows(work).setup()
 
@@ -321,16 +325,7 @@ def test_draws_come_from_the_secure_source_with_a_new_key_for_each_bundle(index,
     monkeypatch.setattr(SecureSource, "rekey", lambda self: (keys.append(0), rekey(self)))
     do_fn_type = {"rows": _PrivatizeRows, "batches": _PrivatizeBatches}[kind]
     ledger = Ledger()
-    work = _Work(
-        Witness(),
-        resolve_index(index),
-        "exact",
-        TextOptions(),
-        RowShape("text", ()),
-        "str",
-        law=None,
-        fail_on_reject=True,
-    )
+    work = work_of(Witness(), index)
     work.grant = ledger.record(
         label="x",
         mechanism="Witness()",
