@@ -42,7 +42,15 @@ setup(
         "gcp": ["apache-beam[gcp]>=2.60,<3"],
         # Reads gensim's own KeyedVectors files.
         "gensim": ["gensim>=4.3,<5"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "cryptography>=42", "psutil>=5.9", "gensim>=4.3,<5"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "cryptography>=42",
+            "psutil>=5.9",
+            "gensim>=4.3,<5",
+            # The oracle of integer noise; each 0.x release may change its interface.
+            "opendp>=0.12,<0.17",
+        ],
         "dev": ["ruff>=0.6", "mypy>=1.11", "scipy-stubs; python_version >= '3.11'", "types-tqdm"],
     },
     classifiers=[

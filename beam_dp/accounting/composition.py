@@ -1,7 +1,8 @@
 """Totals of a ledger: one function per privacy model, none of which adds across models.
 
 Every sum is exact (`fractions.Fraction`) and rounded once, upwards: a total is never below the sum of what the
-mechanisms spend. Epsilons are rounded up to a whole number of 1e-9 (nano-epsilon), deltas to the next float.
+mechanisms spend, or, for central totals by privacy loss distributions, below what they lose together. Epsilons are
+rounded up to a whole number of 1e-9 (nano-epsilon), deltas to the next float.
 
 A total that cannot be stated is null, and ``reason`` says why.
 """
@@ -9,16 +10,17 @@ A total that cannot be stated is null, and ``reason`` says why.
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
 from beam_dp.accounting.entries import METRIC_PRIVACY_UNIT, Entry
+from beam_dp.accounting.loss import ParametersLoss, PrivacyLoss
+from beam_dp.accounting.pld import pld_epsilon
+from beam_dp.accounting.rounding import float_up, round_up
 from beam_dp.guarantees import CentralGuarantee, LocalGuarantee, MetricGuarantee
 
 NOT_PRIVATE = "NOT PRIVATE"
-_NANO = 10**9
 _METRIC_NOTE = (
     "Entries on the same metric and index are added as if they met the same document, which bounds every use from "
     "above. epsilon_per_document is under the maximum distance over positions, epsilon_per_document_summed_metric "
@@ -26,7 +28,15 @@ _METRIC_NOTE = (
     "This is not user-level privacy: a person's documents add up."
 )
 _TOO_LARGE = "a sum exceeds the largest float"
-_UNIT_NOTE = "Basic composition: epsilons and deltas of all applications to one privacy unit are added."
+_LOCAL_NOTE = "Basic composition: epsilons and deltas of all applications to one privacy unit are added."
+_CENTRAL_NOTE = (
+    "Basic composition adds epsilons and deltas of all applications to one privacy unit. PLD composition takes the "
+    "same delta and the epsilon that the privacy loss distributions of the mechanisms have together. Group privacy is "
+    "what holds for that many privacy units at once; it is not stated where their delta would reach 1."
+)
+_GROUP_SIZES = (2, 5, 10)
+_WORTH_SAYING = 1 - 1e-6
+_LARGEST_EXPONENT = 700.0  # whose exp is a float
 
 
 def compose(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -77,21 +87,21 @@ def compose_metric(entries: Sequence[Entry]) -> dict[str, Any] | None:
 
 
 def compose_local(entries: Sequence[Entry]) -> dict[str, Any] | None:
-    """Totals of local entries; see `_compose_per_unit`."""
-    return _compose_per_unit(entries)
+    """Totals of local entries by basic composition; see `_compose_per_unit`."""
+    return _compose_per_unit(entries, _basic_total, _LOCAL_NOTE)
 
 
 def compose_central(entries: Sequence[Entry]) -> dict[str, Any] | None:
-    """Totals of central entries; see `_compose_per_unit`."""
-    return _compose_per_unit(entries)
+    """Totals of central entries, by privacy loss distributions where they give less; see `_compose_per_unit`."""
+    return _compose_per_unit(entries, _central_total, _CENTRAL_NOTE)
 
 
-def _compose_per_unit(entries: Sequence[Entry]) -> dict[str, Any] | None:
-    """Basic composition for one privacy unit.
+def _compose_per_unit(
+    entries: Sequence[Entry], total_of: Callable[[Sequence[Entry]], dict[str, Any]], note: str
+) -> dict[str, Any] | None:
+    """The totals of each privacy unit, which ``total_of`` states.
 
-    If entry i promises (ε_i, δ_i) to a unit and meets it at most m_i times, all of them together promise
-    (Σ m_i·ε_i, Σ m_i·δ_i) (Dwork and Roth 2014, Theorem 3.16). Different privacy units protect different things:
-    their sums are listed under ``groups`` and are not added.
+    Different privacy units protect different things: their totals are listed under ``groups`` and are not added.
     """
     if not entries:
         return None
@@ -100,17 +110,81 @@ def _compose_per_unit(entries: Sequence[Entry]) -> dict[str, Any] | None:
         guarantee = entry.guarantee
         assert isinstance(guarantee, (LocalGuarantee, CentralGuarantee))
         groups.setdefault(guarantee.privacy_unit, []).append(entry)
-    parts = [{"privacy_unit": unit} | _unit_sums(members) for unit, members in groups.items()]
+    parts = [{"privacy_unit": unit} | total_of(members) for unit, members in groups.items()]
     if len(parts) == 1:
-        total = dict(parts[0])
-    else:
-        total = {
-            "privacy_unit": None,
-            "epsilon": None,
-            "delta": None,
-            "reason": "entries protect different privacy units",
-        }
-    return total | {"composition": "basic", "note": _UNIT_NOTE, "groups": parts}
+        return parts[0] | {"note": note, "groups": parts}
+    compositions = {part["composition"] for part in parts}
+    return {
+        "privacy_unit": None,
+        "epsilon": None,
+        "delta": None,
+        "composition": compositions.pop() if len(compositions) == 1 else None,
+        "reason": "entries protect different privacy units",
+        "note": note,
+        "groups": parts,
+    }
+
+
+def _basic_total(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Basic composition for one privacy unit.
+
+    If entry i promises (ε_i, δ_i) to a unit and meets it at most m_i times, all of them together promise
+    (Σ m_i·ε_i, Σ m_i·δ_i) (Dwork and Roth 2014, Theorem 3.16).
+    """
+    return _unit_sums(entries) | {"composition": "basic"}
+
+
+def _central_total(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Basic composition for one privacy unit and, at the same delta, the epsilon by privacy loss distributions.
+
+    Every entry has a dominating pair, its ``loss`` or else the one that its (ε, δ) implies, and the pairs' product,
+    each taken m_i times, dominates all applications together: see `beam_dp.accounting.loss`. The smaller epsilon of the
+    two is the total; one that differs in its last digits alone is not worth an odd number.
+    """
+    sums = _unit_sums(entries)
+    basic = {"epsilon": sums["epsilon"], "delta": sums["delta"]}
+    epsilon = None
+    if basic["epsilon"] is not None and basic["delta"]:
+        epsilon = pld_epsilon(tuple((_loss(entry), entry.max_applications or 0) for entry in entries), basic["delta"])
+    better = None if epsilon is None else round_up(Fraction(epsilon))
+    by_pld = better is not None and better < basic["epsilon"] * _WORTH_SAYING
+    total = sums | ({"epsilon": better} if by_pld else {})
+    return total | {
+        "composition": "pld" if by_pld else "basic",
+        "basic": basic,
+        "group_privacy": [group_privacy(total["epsilon"], total["delta"], units) for units in _GROUP_SIZES],
+    }
+
+
+def group_privacy(epsilon: float | None, delta: float | None, units: int) -> dict[str, Any]:
+    """What (epsilon, delta) promises to ``units`` privacy units at once.
+
+    Between two data sets that differ by k units lie k - 1 others, each a neighbour of the next, so for every S
+    P[M(D_0) in S] <= e^ε·P[M(D_1) in S] + δ <= ... <= e^(kε)·P[M(D_k) in S] + δ·(1 + e^ε + ... + e^((k-1)ε)),
+    and that sum is (e^(kε) - 1)/(e^ε - 1) (Dwork and Roth 2014, Theorem 2.2; Vadhan 2017, Lemma 2.2).
+
+    Returns:
+        units, epsilon and delta, both rounded up; both None where the delta is 1 or more, or there is nothing to scale.
+    """
+    unstated = {"units": units, "epsilon": None, "delta": None}
+    if epsilon is None or delta is None:
+        return unstated
+    group_epsilon = round_up(Fraction(epsilon) * units)
+    if not delta:
+        return unstated | ({} if group_epsilon is None else {"epsilon": group_epsilon, "delta": 0.0})
+    if epsilon * (units - 1) > min(-math.log(delta), _LARGEST_EXPONENT):
+        return unstated
+    # exp is within one float of the truth: the next one is not below it.
+    factor = sum(Fraction(math.nextafter(math.exp(epsilon * step), math.inf)) for step in range(units))
+    group_delta = Fraction(delta) * factor
+    return unstated | ({"epsilon": group_epsilon, "delta": float_up(group_delta)} if group_delta < 1 else {})
+
+
+def _loss(entry: Entry) -> PrivacyLoss:
+    if entry.loss is not None:
+        return entry.loss
+    assert entry.guarantee.epsilon is not None
+    return ParametersLoss(entry.guarantee.epsilon, entry.guarantee.delta)
 
 
 def _metric_sums(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -219,32 +293,4 @@ def _worst_case(entries: Sequence[Entry]) -> float | None:
 def _delta_sum(terms: Iterable[tuple[int, Entry]]) -> float | None:
     """Σ count·δ rounded up to a float, or None where it is 1 or more."""
     total = sum((count * Fraction(entry.guarantee.delta) for count, entry in terms), Fraction(0))
-    return _float_up(total) if total < 1 else None
-
-
-def round_up(total: Fraction | int) -> float | None:
-    """``total`` as the least whole number of nano-epsilon whose float is not below it; None beyond the floats."""
-    exact = Fraction(total)
-    below = math.floor(exact * _NANO)
-    for nano in (below, below + 1):
-        candidate = _to_float(Fraction(nano, _NANO))
-        if candidate is not None and Fraction(candidate) >= exact:
-            return candidate
-    # Above 2**53 nano-epsilon the floats are coarser than the grid.
-    return _float_up(exact)
-
-
-def _float_up(exact: Fraction) -> float | None:
-    """The least float that is not below ``exact``, or None beyond the floats."""
-    nearest = _to_float(exact)
-    if nearest is None or Fraction(nearest) >= exact:
-        return nearest
-    above = math.nextafter(nearest, math.inf)
-    return above if above <= sys.float_info.max else None
-
-
-def _to_float(exact: Fraction) -> float | None:
-    try:
-        return float(exact)
-    except OverflowError:
-        return None
+    return float_up(total) if total < 1 else None

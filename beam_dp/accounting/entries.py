@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from beam_dp.accounting.loss import PrivacyLoss, loss_from_json
 from beam_dp.errors import ArgumentError, InputError, describe_kind, require_count
 from beam_dp.guarantees import CentralGuarantee, Guarantee, LocalGuarantee, MetricGuarantee, guarantee_fields
 
@@ -53,6 +54,8 @@ class Entry:
             ``max_words``; for tables: windows per unit), or None where nobody declared a bound.
         diameter: for metric guarantees an upper bound on the distance of two words, in the mechanism's own metric;
             else None.
+        loss: for central guarantees what one application loses at most, where more is known than epsilon and delta;
+            totals are tighter for it. It must imply the guarantee. Else None.
         fingerprint: sha256 of the string that says exactly what the workers run.
         parameters: whatever else a reader of the ledger should know; JSON values, never data.
     """
@@ -62,6 +65,7 @@ class Entry:
     guarantee: Guarantee
     max_applications: int | None
     diameter: float | None = None
+    loss: PrivacyLoss | None = None
     fingerprint: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,6 +84,14 @@ class Entry:
             object.__setattr__(self, "diameter", _finite_not_negative("diameter", self.diameter))
             if not isinstance(self.guarantee, MetricGuarantee):
                 raise ArgumentError("diameter goes with a metric guarantee only")
+        if self.loss is not None:
+            if not isinstance(self.loss, PrivacyLoss):
+                raise ArgumentError(
+                    "loss must be a DiscreteLaplaceLoss, DiscreteGaussianLoss or ParametersLoss, "
+                    f"not {describe_kind(self.loss)}"
+                )
+            if not isinstance(self.guarantee, CentralGuarantee):
+                raise ArgumentError("loss goes with a central guarantee only")
         # A private copy: what was sealed must not change when the caller's mapping does.
         object.__setattr__(self, "parameters", json.loads(canonical_json(dict(self.parameters))))
 
@@ -96,6 +108,7 @@ class Entry:
         fields |= {
             "max_applications": self.max_applications,
             "diameter": self.diameter,
+            "loss": None if self.loss is None else self.loss.to_json(),
             "fingerprint": self.fingerprint,
             "parameters": dict(self.parameters),
         }
@@ -110,6 +123,7 @@ class Entry:
         """
         try:
             model = _MODELS[fields["model"]]
+            loss = fields.get("loss")  # absent from ledgers that are older than it
             claim: dict[str, Any] = {name: fields[name] for name in ("epsilon", "delta", "basis", "reason")}
             own = ("metric", "index_digest") if model is MetricGuarantee else ("privacy_unit",)
             return cls(
@@ -118,6 +132,7 @@ class Entry:
                 guarantee=model(**claim, **{name: fields[name] for name in own}),
                 max_applications=fields["max_applications"],
                 diameter=fields["diameter"],
+                loss=None if loss is None else loss_from_json(loss),
                 fingerprint=fields["fingerprint"],
                 parameters=fields["parameters"],
             )

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from beam_dp.accounting.composition import compose
 from beam_dp.accounting.entries import Entry, Json, canonical_json, sha256_of
+from beam_dp.accounting.loss import PrivacyLoss
 from beam_dp.accounting.report import render_table
 from beam_dp.errors import ArgumentError, BeamDpError, GrantError, InputError, LedgerSealedError
 from beam_dp.guarantees import Guarantee
@@ -68,7 +69,12 @@ class Ledger:
     @property
     def plan_hash(self) -> str:
         """sha256 of the canonical JSON of the entries: equal plans have equal hashes."""
-        return sha256_of(canonical_json([entry.to_json() for entry in self.entries]))
+        plan = [entry.to_json() for entry in self.entries]
+        for fields in plan:
+            if fields["loss"] is None:
+                # So that ledgers from before entries had a loss keep their hash.
+                del fields["loss"]
+        return sha256_of(canonical_json(plan))
 
     def record(
         self,
@@ -79,6 +85,7 @@ class Ledger:
         max_applications: int | None,
         fingerprint: str,
         diameter: float | None = None,
+        loss: PrivacyLoss | None = None,
         parameters: Mapping[str, Json] | None = None,
     ) -> Grant:
         """Adds an entry and returns the grant that lets the workers run it.
@@ -91,6 +98,7 @@ class Ledger:
             fingerprint: says exactly what the workers will run, e.g. the mechanism's repr, the index digest and
                 ``max_words``; the DoFn passes the same string to `Grant.check`. The ledger keeps its sha256.
             diameter: metric guarantees only: upper bound on the distance of two words.
+            loss: central guarantees only: what one application loses at most, for tighter totals; see `Entry`.
             parameters: further JSON values for the reader of the ledger; never data.
 
         Raises:
@@ -105,6 +113,7 @@ class Ledger:
             guarantee=guarantee,
             max_applications=max_applications,
             diameter=diameter,
+            loss=loss,
             fingerprint=sha256_of(fingerprint),
             parameters=parameters or {},
         )

@@ -74,3 +74,14 @@ def ledger_of(source: PValue | beam.Pipeline, ledger: Ledger | None = None) -> L
     if own is not None and own is not ledger:
         raise ArgumentError("ledger differs from the pipeline's: leave ledger= out, or use a plain beam.Pipeline")
     return ledger
+
+
+def full_label(pipeline: beam.Pipeline, label: str) -> str:
+    """``label`` with those of the composites around it, as runners show it: a transform's label in its ledger.
+
+    Args:
+        pipeline: of the transform that is being expanded.
+        label: the transform's own label.
+    """
+    current = pipeline._current_transform()
+    return current.full_label or label

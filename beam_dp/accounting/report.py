@@ -37,24 +37,41 @@ def render_table(entries: Sequence[Entry], totals: Mapping[str, Any]) -> str:
 
 
 def _model_lines(model: str, total: Mapping[str, Any]) -> Iterable[str]:
-    yield f"{model} total ({total['composition']} composition, unit: {total['privacy_unit'] or 'several'})"
+    yield f"{model} total ({_composition(total)} composition, unit: {total['privacy_unit'] or 'several'})"
     yield from _values(total)
     if len(total["groups"]) > 1:
         for group in total["groups"]:
-            yield "  on one index:" if "metric" in group else f"  unit {group['privacy_unit']}:"
+            yield (
+                "  on one index:"
+                if "metric" in group
+                else f"  unit {group['privacy_unit']} ({_composition(group)} composition):"
+            )
             yield from _values(group, indent="    ")
     yield from _wrapped(total["note"], "  ")
 
 
+def _composition(total: Mapping[str, Any]) -> str:
+    return {"pld": "PLD", "basic": "basic"}.get(total["composition"], "several kinds of")
+
+
 def _values(total: Mapping[str, Any], indent: str = "  ") -> Iterable[str]:
-    """One line for each number of a total, in the order of the total."""
-    skipped = ("composition", "privacy_unit", "note", "groups", "reason")
+    """One line for each number of a total, in the order of the total, and what else is known of the total."""
+    skipped = ("composition", "privacy_unit", "note", "groups", "reason", "basic", "group_privacy")
     for name, value in total.items():
-        if name in skipped:
-            continue
-        yield f"{indent}{name:<36}{_UNSTATED if value is None else str(value)[:_VALUE_WIDTH]}"
+        if name not in skipped:
+            yield f"{indent}{name:<36}{_UNSTATED if value is None else str(value)[:_VALUE_WIDTH]}"
     if total["reason"]:
         yield from _wrapped(f"{_UNSTATED}: {total['reason']}", indent)
+    elif "group_privacy" in total:
+        if total["composition"] == "pld":
+            yield f"{indent}{'epsilon by basic composition':<36}{total['basic']['epsilon']}"
+        for group in total["group_privacy"]:
+            yield f"{indent}{'of any ' + str(group['units']) + ' units together':<36}{_group_claim(group)}"
+
+
+def _group_claim(group: Mapping[str, Any]) -> str:
+    """The claim with all its digits; the total's note says where there is none."""
+    return _UNSTATED if group["epsilon"] is None else f"epsilon {group['epsilon']}, delta {group['delta']}"
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

@@ -12,27 +12,34 @@ import pyarrow as pa
 from apache_beam import pvalue
 from apache_beam.internal import pickler
 from apache_beam.metrics import Metrics
-from apache_beam.transforms import window
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_dp.accounting.ledger import Grant, Ledger, require_grant
-from beam_dp.accounting.pipeline import ledger_of
+from beam_dp.accounting.pipeline import full_label, ledger_of
 from beam_dp.embeddings.broadcast import IndexRef, open_index, resolve_index
 from beam_dp.embeddings.index import EmbeddingIndex
 from beam_dp.errors import ArgumentError, GrantError, InputError, describe_kind, require_choice
 from beam_dp.io.lines import invalid_utf8
 from beam_dp.io.rejects import INVALID_UNICODE, METRICS_NAMESPACE, Reject, rejects_batch
+from beam_dp.io.rows import (
+    KINDS,
+    RowBuffer,
+    RowShape,
+    infer_kind,
+    output_hint,
+    require_column,
+    require_one_window,
+    row_fields,
+    with_column,
+)
 from beam_dp.mechanisms import WordMechanism
 from beam_dp.randomness import SecureSource
 from beam_dp.text.privatize import OovPolicy, TextOptions, TextPrivatizer
-from beam_dp.text.rows import KINDS, RowShape, batch_with_text, infer_kind, output_hint, row_fields, text_of, with_text
+from beam_dp.text.rows import text_of
 from beam_dp.text.tokenizer import as_string
 
 _REJECTED = "rejected"
-_MAX_BUFFERED_ROWS = 4096
-_MAX_BUFFERED_CHARACTERS = 4 << 20
-_ONE_WINDOW_A_ROW = (window.GlobalWindows, window.FixedWindows, window.Sessions)
 
 
 class Privatized(NamedTuple):
@@ -95,10 +102,8 @@ class PrivatizeText(beam.PTransform):
     ) -> None:
         super().__init__()
         _require_mechanism(mechanism)
-        if isinstance(keep_columns, str):
-            raise ArgumentError("keep_columns must be a list of names, not one string")
         self._mechanism = mechanism
-        self._shape = RowShape(text_column, tuple(keep_columns))
+        self._shape = RowShape(require_column("text_column", text_column), keep_columns)
         self._options = TextOptions(max_words, oov)
         self._input_kind = None if input_kind is None else require_choice("input_kind", input_kind, KINDS)
         self._ledger = ledger
@@ -124,11 +129,7 @@ class PrivatizeText(beam.PTransform):
         fields = row_fields(pcoll.element_type) if kind == "row" else None
         if fields is not None:
             self._shape.require([name for name, _ in fields])
-        if kind != "record_batch" and not isinstance(pcoll.windowing.windowfn, _ONE_WINDOW_A_ROW):
-            raise ArgumentError(
-                "PrivatizeText must stand before a window function that puts a row into several windows: it would "
-                "draw for each of them"
-            )
+        require_one_window(pcoll, kind, "PrivatizeText")
         do_fn = _PrivatizeBatches if kind == "record_batch" else _PrivatizeRows
         work = _Work(
             self._mechanism,
@@ -141,7 +142,7 @@ class PrivatizeText(beam.PTransform):
             fail_on_reject=not self._with_rejects,
         )
         work.grant = ledger_of(pcoll, self._ledger).record(
-            label=_full_label(pcoll.pipeline, self.label),
+            label=full_label(pcoll.pipeline, self.label),
             mechanism=repr(self._mechanism),
             guarantee=self._guarantee,
             max_applications=self._options.max_words,
@@ -150,7 +151,7 @@ class PrivatizeText(beam.PTransform):
             parameters={"max_words": self._options.max_words, "oov": self._options.oov},
         )
         outputs = pcoll | "Privatize" >> beam.ParDo(do_fn(work)).with_outputs(_REJECTED, main="rows")
-        outputs.rows.element_type = output_hint(kind, self._shape, pcoll.element_type)
+        outputs.rows.element_type = output_hint(kind, self._shape, pcoll.element_type, str)
         outputs[_REJECTED].element_type = pa.RecordBatch
         return Privatized(outputs.rows, outputs[_REJECTED]) if self._with_rejects else outputs.rows
 
@@ -241,14 +242,14 @@ class _PrivatizeBatches(_Privatize):
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | pvalue.TaggedOutput]:
         shape = self._work.shape
         shape.require(batch.schema.names)
-        texts = as_string(batch.column(shape.text_column))
+        texts = as_string(batch.column(shape.column))
         bad = invalid_utf8(texts)
         if bad:
             yield self._reject([Reject(INVALID_UNICODE, row) for row in bad])
             good = np.ones(batch.num_rows, dtype=bool)
             good[bad] = False
             batch, texts = batch.filter(pa.array(good)), texts.filter(pa.array(good))
-        yield batch_with_text(batch, shape, self._draw(texts))
+        yield with_column(batch, shape, self._draw(texts))
 
 
 class _PrivatizeRows(_Privatize):
@@ -256,37 +257,21 @@ class _PrivatizeRows(_Privatize):
 
     def start_bundle(self) -> None:
         super().start_bundle()
-        self._waiting: list[WindowedValue] = []
-        self._texts: list[str | None] = []
-        self._characters = 0
+        self._waiting = RowBuffer(self._work.kind, self._work.shape, self._replace)
 
     def process(
         self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
     ) -> Iterable[Any]:
-        work = self._work
-        text, reason = text_of(work.kind, element, work.shape)
+        text, reason = text_of(self._work.kind, element, self._work.shape)
         if reason is not None:
             return [self._reject([Reject(reason, None)])]
-        self._waiting.append(WindowedValue(element, timestamp, (window,)))
-        self._texts.append(text)
-        self._characters += len(text or "")
-        full = len(self._texts) >= _MAX_BUFFERED_ROWS or self._characters >= _MAX_BUFFERED_CHARACTERS
-        return self._flush() if full else ()
+        return self._waiting.add(WindowedValue(element, timestamp, (window,)), text)
 
     def finish_bundle(self) -> Iterable[WindowedValue]:
-        return self._flush()
+        return self._waiting.flush()
 
-    def _flush(self) -> list[WindowedValue]:
-        if not self._texts:
-            return []
-        work = self._work
-        privatized = self._draw(pa.array(self._texts, pa.string())).to_pylist()
-        out = [
-            row.with_value(with_text(work.kind, row.value, work.shape, text))
-            for row, text in zip(self._waiting, privatized, strict=True)
-        ]
-        self._waiting, self._texts, self._characters = [], [], 0
-        return out
+    def _replace(self, texts: list[Any]) -> list[str]:
+        return self._draw(pa.array(texts, pa.string())).to_pylist()
 
 
 def _require_mechanism(mechanism: object) -> None:
@@ -298,9 +283,3 @@ def _require_mechanism(mechanism: object) -> None:
             "mechanism must be a value whose repr says all of its parameters, such as a frozen dataclass: its copy in "
             "a worker has another repr"
         )
-
-
-def _full_label(pipeline: beam.Pipeline, label: str) -> str:
-    """The label with those of the composites around it, as runners show it."""
-    current = pipeline._current_transform()
-    return current.full_label or label

@@ -12,20 +12,43 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_dp.accounting import Entry
-from beam_dp.accounting.composition import compose, compose_metric, round_up
+from beam_dp.accounting import DiscreteGaussianLoss, DiscreteLaplaceLoss, Entry, ParametersLoss, PrivacyLoss
+from beam_dp.accounting.composition import compose, compose_central, compose_metric, group_privacy
+from beam_dp.accounting.pld import pld_epsilon
+from beam_dp.accounting.rounding import round_up
 from beam_dp.guarantees import CentralGuarantee, Guarantee, LocalGuarantee, MetricGuarantee
 
 
-def _entry(guarantee: Guarantee, uses: int | None = 1, diameter: float | None = None, label: str = "step") -> Entry:
+def _entry(
+    guarantee: Guarantee,
+    uses: int | None = 1,
+    diameter: float | None = None,
+    label: str = "step",
+    loss: PrivacyLoss | None = None,
+) -> Entry:
     return Entry(
         label=label,
         mechanism="Example()",
         guarantee=guarantee,
         max_applications=uses,
         diameter=diameter,
+        loss=loss,
         fingerprint="f",
     )
+
+
+def _central(
+    epsilon: float, delta: float = 0.0, uses: int | None = 1, loss: PrivacyLoss | None = None, unit: str = "user"
+) -> Entry:
+    return _entry(
+        CentralGuarantee(basis="proved", epsilon=epsilon, delta=delta, privacy_unit=unit), uses=uses, loss=loss
+    )
+
+
+def _central_total(*entries: Entry) -> dict[str, Any]:
+    total = compose_central(entries)
+    assert total is not None
+    return total
 
 
 def _metric(
@@ -245,3 +268,150 @@ def test_totals_bound_the_exact_privacy_loss(epsilons: list[float], positions: l
     assert loss <= total["epsilon_per_document_summed_metric"] * sum(apart) + 1e-9
     assert loss <= total["epsilon_per_document"] * max(apart) + 1e-9
     assert loss <= total["worst_case_per_document"] + 1e-9
+
+
+LAPLACE = DiscreteLaplaceLoss(scale=10 * 2.0**17, sensitivity=2**17)  # ε = 0.1
+
+
+def test_a_central_total_is_the_epsilon_of_the_privacy_losses_at_the_same_delta() -> None:
+    total = _central_total(*(_central(0.1, 1e-8, loss=LAPLACE) for _ in range(100)))
+    assert total["composition"] == "pld"
+    assert total["delta"] == total["basic"]["delta"] == pytest.approx(1e-6, rel=1e-12)
+    assert total["basic"]["epsilon"] == 10.0
+    assert total["epsilon"] == pytest.approx(4.6927, abs=1e-3)
+    assert total["reason"] is None
+    exact = pld_epsilon(((LAPLACE, 100),), total["delta"])
+    assert exact is not None
+    assert exact <= total["epsilon"] <= exact + 1.1e-9
+    # As many uses of one entry are as many entries.
+    assert _central_total(_central(0.1, 1e-8, uses=100, loss=LAPLACE))["epsilon"] == pytest.approx(total["epsilon"])
+
+
+def test_what_is_known_of_a_loss_counts_and_the_rest_by_its_parameters() -> None:
+    bare = _central_total(_central(0.1, uses=100), _central(0.1, 1e-6, loss=LAPLACE))
+    assert bare["composition"] == "pld"
+    expected = pld_epsilon(((ParametersLoss(0.1), 100), (LAPLACE, 1)), 1e-6)
+    assert bare["epsilon"] == pytest.approx(expected, abs=2e-9)
+    known = _central_total(_central(0.1, uses=100, loss=LAPLACE), _central(0.1, 1e-6, loss=LAPLACE))
+    assert known["epsilon"] < bare["epsilon"] - 0.05
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [_central(1.0, uses=100, loss=LAPLACE)],  # a delta of 0 leaves nothing to trade
+        [_central(1.0, 1e-6)],  # all of delta is spent where the loss is infinite
+        [_central(0.5, 1e-6, loss=DiscreteLaplaceLoss(scale=1.0, sensitivity=1))],  # a loss that promises less
+        [_central(1.0, 1e-17, uses=10, loss=LAPLACE)],  # less delta than rounding
+        [_central(1.0, 1e-6, uses=10)],  # gains in the tenth digit only
+    ],
+)
+def test_the_basic_total_stands_where_it_is_the_smaller(entries: list[Entry]) -> None:
+    total = _central_total(*entries)
+    assert total["composition"] == "basic"
+    assert {"epsilon": total["epsilon"], "delta": total["delta"]} == total["basic"]
+    assert total["epsilon"] == float(sum(e.guarantee.epsilon * e.max_applications for e in entries))  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        (_central(0.1, 1e-8, uses=None, loss=LAPLACE), "no maximum of applications"),
+        (_central(0.1, 0.5, uses=2, loss=LAPLACE), "1 or more"),
+        (
+            _entry(CentralGuarantee(basis="none", epsilon=None, reason="NOT PRIVATE: x", privacy_unit="user")),
+            "NOT PRIV",
+        ),
+    ],
+)
+def test_a_central_total_that_cannot_be_stated(entry: Entry, reason: str) -> None:
+    total = _central_total(_central(0.1, 1e-8, loss=LAPLACE), entry)
+    assert reason in total["reason"]
+    assert total["epsilon"] is None
+    assert total["delta"] is None
+    assert total["basic"] == {"epsilon": None, "delta": None}
+    assert total["group_privacy"] == [{"units": units, "epsilon": None, "delta": None} for units in (2, 5, 10)]
+
+
+def test_privacy_units_stay_apart() -> None:
+    many = [_central(0.1, 1e-8, uses=100, loss=LAPLACE, unit=unit) for unit in ("user", "device")]
+    total = _central_total(*many, _central(0.1, 1e-8, unit="household"))
+    assert total["epsilon"] is None
+    assert total["composition"] is None
+    assert "different privacy units" in total["reason"]
+    alone = _central_total(many[0])["groups"][0]
+    assert total["groups"][0] == alone
+    assert [group["composition"] for group in total["groups"]] == ["pld", "pld", "basic"]
+    assert _central_total(*many)["composition"] == "pld"
+
+
+def test_a_local_total_is_basic() -> None:
+    local = LocalGuarantee(basis="proved", epsilon=0.1, delta=1e-8, privacy_unit="user")
+    total = compose([_entry(local, uses=100)])["local"]
+    assert total["composition"] == "basic"
+    assert total["epsilon"] == 10.0
+
+
+_central_terms = st.lists(
+    st.tuples(
+        st.floats(1e-3, 5),
+        st.floats(0, 1e-4),
+        st.integers(1, 50),
+        st.one_of(
+            st.none(),
+            st.builds(DiscreteLaplaceLoss, st.floats(0.1, 1e4), st.integers(1, 10**6), st.integers(1, 16)),
+            st.builds(DiscreteGaussianLoss, st.floats(0.1, 1e8), st.integers(1, 10**6), st.integers(1, 16)),
+            st.builds(ParametersLoss, st.floats(1e-6, 100), st.floats(0, 0.5), st.integers(1, 16)),
+        ),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(terms=_central_terms)
+def test_a_central_total_is_never_below_zero_nor_above_the_basic_one(terms: list[Any]) -> None:
+    total = _central_total(*(_central(epsilon, delta, uses, loss) for epsilon, delta, uses, loss in terms))
+    exact = sum(Fraction(epsilon) * uses for epsilon, _, uses, _ in terms)
+    assert total["basic"]["epsilon"] == round_up(exact)
+    assert 0 <= total["epsilon"] <= total["basic"]["epsilon"]
+    assert total["delta"] == total["basic"]["delta"]
+    assert (total["composition"] == "pld") == (total["epsilon"] < total["basic"]["epsilon"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(epsilon=st.floats(0, 20), delta=st.floats(0, 0.2), units=st.sampled_from([1, 2, 5, 10]))
+def test_group_privacy_is_the_chain_of_neighbours(epsilon: float, delta: float, units: int) -> None:
+    claim = group_privacy(epsilon, delta, units)
+    chained = 0.0
+    for _ in range(units):  # P_0 <= e^ε·P_1 + δ, and so on from the far end
+        chained = math.exp(epsilon) * chained + delta
+    assert claim["units"] == units
+    if claim["delta"] is None:
+        assert claim["epsilon"] is None
+        assert chained > 1 - 1e-9
+        return
+    assert chained * (1 - 1e-12) <= claim["delta"] <= chained * (1 + 1e-12)
+    assert claim["delta"] < 1
+    assert 0 <= claim["epsilon"] - units * epsilon <= 1e-9 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("units", [2, 5, 10])
+def test_group_privacy_holds_for_the_noise_of_many_units(units: int) -> None:
+    one, group = (DiscreteGaussianLoss(sigma=50.0, sensitivity=5 * count) for count in (1, units))
+    for epsilon in (0.0, 0.1, 0.3):
+        claim = group_privacy(epsilon, float(one.divergence(np.array([epsilon]))[0]), units)
+        assert claim["delta"] is not None
+        assert group.divergence(np.array([claim["epsilon"]]))[0] <= claim["delta"]
+
+
+def test_group_privacy_by_example() -> None:
+    assert group_privacy(0.5, 0.0, 10) == {"units": 10, "epsilon": 5.0, "delta": 0.0}
+    assert group_privacy(0.0, 0.25, 2) == {"units": 2, "epsilon": 0.0, "delta": pytest.approx(0.5)}
+    nothing = {"units": 5, "epsilon": None, "delta": None}
+    assert group_privacy(0.0, 0.2, 5) == nothing
+    assert group_privacy(1e3, 1e-300, 5) == nothing
+    assert group_privacy(150.0, 1e-323, 5) == nothing
+    assert group_privacy(sys.float_info.max, 0.0, 5) == nothing
+    assert group_privacy(None, None, 5) == nothing

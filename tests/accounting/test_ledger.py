@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import hashlib
 import json
 import pickle
 import subprocess
@@ -15,7 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_dp.accounting import Entry, Grant, Ledger, Plan, require_grant
+from beam_dp.accounting import (
+    DiscreteGaussianLoss,
+    DiscreteLaplaceLoss,
+    Entry,
+    Grant,
+    Ledger,
+    ParametersLoss,
+    Plan,
+    PrivacyLoss,
+    require_grant,
+)
 from beam_dp.errors import ArgumentError, BeamDpError, GrantError, InputError, LedgerSealedError
 from beam_dp.guarantees import CentralGuarantee, Guarantee, LocalGuarantee, MetricGuarantee
 
@@ -113,6 +124,16 @@ def test_nothing_is_added_to_a_sealed_plan() -> None:
         ({"diameter": float("inf")}, "diameter"),
         ({"diameter": True}, "diameter"),
         ({"guarantee": LocalGuarantee(basis="proved", epsilon=1.0, privacy_unit="user")}, "diameter"),
+        ({"loss": ParametersLoss(1.0)}, "loss goes with a central guarantee only"),
+        ({"loss": {"kind": "parameters", "epsilon": 1.0}}, "loss must be"),
+        (
+            {
+                "loss": ParametersLoss(1.0),
+                "guarantee": LocalGuarantee(basis="proved", epsilon=1.0, privacy_unit="user"),
+                "diameter": None,
+            },
+            "loss goes with a central guarantee only",
+        ),
         ({"parameters": {"x": float("nan")}}, "parameters"),
         ({"parameters": {"x": object()}}, "parameters"),
     ],
@@ -195,6 +216,56 @@ def test_json_comes_back_equal(guarantees: list[Guarantee], uses: int | None, se
     assert again.entries == ledger.entries
     assert again.sealed == sealed
     assert again.to_json() == text
+
+
+CENTRAL = CentralGuarantee(basis="proved", epsilon=1.0, delta=1e-9, privacy_unit="user")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        DiscreteLaplaceLoss(scale=8 * 2.0**17, sensitivity=2**17, times=8),
+        DiscreteGaussianLoss(sigma=1e6, sensitivity=2**17),
+        ParametersLoss(0.5, 1e-10, times=2),
+    ],
+)
+def test_a_loss_is_part_of_the_plan_and_comes_back(loss: PrivacyLoss) -> None:
+    ledger, bare = Ledger(), Ledger()
+    ledger.record(**_fields(guarantee=CENTRAL, diameter=None, loss=loss))
+    bare.record(**_fields(guarantee=CENTRAL, diameter=None))
+    assert json.loads(ledger.to_json())["entries"][0]["loss"] == loss.to_json()
+    assert json.loads(bare.to_json())["entries"][0]["loss"] is None
+    assert ledger.plan_hash != bare.plan_hash
+    again = Ledger.from_json(ledger.to_json())
+    assert again.entries[0].loss == loss
+    assert again.to_json() == ledger.to_json()
+
+
+def test_a_ledger_from_before_losses_is_read() -> None:
+    ledger = Ledger()
+    ledger.record(**_fields())
+    document = json.loads(ledger.to_json())
+    del document["entries"][0]["loss"]
+    # The hash of then: of entries that had no such key.
+    text = json.dumps(document["entries"], sort_keys=True, separators=(",", ":"))
+    assert document["plan_hash"] == hashlib.sha256(text.encode()).hexdigest()
+    assert Ledger.from_json(json.dumps(document)).entries == ledger.entries
+
+
+def test_a_damaged_loss_is_refused() -> None:
+    ledger = Ledger()
+    ledger.record(**_fields(guarantee=CENTRAL, diameter=None, loss=ParametersLoss(0.5)))
+    document = json.loads(ledger.to_json())
+    for loss in ({"kind": "parameters"}, {"kind": "parameters", "epsilon": -1.0}, [], 3):
+        document["entries"][0]["loss"] = loss
+        with pytest.raises(InputError, match="incomplete or holds"):
+            Ledger.from_json(json.dumps(document))
+    document["entries"][0]["loss"] = {"kind": "parameters", "epsilon": 0.25}
+    with pytest.raises(InputError, match="changed after it was written"):
+        Ledger.from_json(json.dumps(document))
+    document["entries"][0]["loss"] = None
+    with pytest.raises(InputError, match="changed after it was written"):
+        Ledger.from_json(json.dumps(document))
 
 
 def _tampered(change: Any) -> str:

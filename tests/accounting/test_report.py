@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beam_dp.accounting import Ledger
+from beam_dp.accounting import DiscreteLaplaceLoss, Ledger
 from beam_dp.guarantees import CentralGuarantee, MetricGuarantee
 
 DIGEST = "0123456789abcdef" * 4
@@ -67,9 +67,63 @@ def test_other_models_and_several_groups_are_listed() -> None:
         )
     table = ledger.table()
     assert "central total (basic composition, unit: several)" in table
-    assert "unit user:" in table
-    assert "unit device:" in table
+    assert "unit user (basic composition):" in table
+    assert "unit device (basic composition):" in table
     assert "not stated: entries protect different privacy units" in table
+
+
+def _count(ledger: Ledger, label: str, *, delta: float, unit: str = "user", uses: int | None = 100) -> None:
+    ledger.record(
+        label=label,
+        mechanism="DiscreteLaplace(scale=10)",
+        guarantee=CentralGuarantee(basis="proved", epsilon=0.01, delta=delta, privacy_unit=unit),
+        max_applications=uses,
+        loss=DiscreteLaplaceLoss(scale=1000.0, sensitivity=10),
+        fingerprint="f",
+    )
+
+
+def test_a_central_total_shows_both_compositions_and_groups() -> None:
+    ledger = Ledger()
+    _count(ledger, "count", delta=1e-8)
+    table = ledger.table()
+    total = ledger.totals()["central"]
+    lines = table.splitlines()
+    assert "central total (PLD composition, unit: user)" in lines
+    assert f"  {'epsilon':<36}{total['epsilon']}" in lines
+    assert f"  {'epsilon by basic composition':<36}1.0" in lines
+    for group in total["group_privacy"]:
+        label = f"of any {group['units']} units together"
+        assert f"  {label:<36}epsilon {group['epsilon']}, delta {group['delta']}" in lines
+
+
+def test_a_basic_total_shows_groups_and_no_second_epsilon() -> None:
+    ledger = Ledger()
+    _count(ledger, "count", delta=0.0)
+    table = ledger.table()
+    assert "central total (basic composition, unit: user)" in table
+    assert "epsilon by basic composition" not in table
+    assert f"  {'of any 10 units together':<36}epsilon 10.0, delta 0.0\n" in table
+
+
+def test_what_cannot_be_stated_has_no_groups() -> None:
+    ledger = Ledger()
+    _count(ledger, "count", delta=1e-8, uses=None)
+    assert "units together" not in ledger.table()
+    ledger = Ledger()
+    _count(ledger, "count", delta=0.009)
+    assert f"  {'of any 2 units together':<36}not stated\n" in ledger.table()
+
+
+def test_different_compositions_of_several_units() -> None:
+    ledger = Ledger()
+    _count(ledger, "a", delta=1e-8)
+    _count(ledger, "b", delta=0.0, unit="device")
+    table = ledger.table()
+    assert "central total (several kinds of composition, unit: several)" in table
+    assert "unit user (PLD composition):" in table
+    assert "unit device (basic composition):" in table
+    assert max(map(len, table.splitlines())) <= 100
 
 
 def test_an_empty_ledger_says_so() -> None:

@@ -17,9 +17,9 @@ from beam_dp.embeddings import build_index, open_index, resolve_index
 from beam_dp.errors import ArgumentError, GrantError, InputError, LedgerSealedError
 from beam_dp.guarantees import MetricGuarantee
 from beam_dp.io import Position, position_of, with_position
+from beam_dp.io.rows import RowShape
 from beam_dp.randomness import SecureSource
 from beam_dp.text import TextOptions
-from beam_dp.text.rows import RowShape
 from beam_dp.text.transform import _PrivatizeBatches, _PrivatizeRows, _Work
 
 WORDS = ["one", "two", "three", "four"]

@@ -1,0 +1,219 @@
+"""The budget of an aggregation and how it is split over selection and metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, Protocol
+
+from beam_dp.accounting.loss import ParametersLoss, PrivacyLoss
+from beam_dp.accounting.pld import pld_epsilon
+from beam_dp.aggregate.bounds import Bounds
+from beam_dp.aggregate.metrics import Metric
+from beam_dp.aggregate.noise import NoiseFamily, Release
+from beam_dp.errors import ArgumentError, describe_kind, require_choice, require_count, require_positive
+from beam_dp.guarantees import CentralGuarantee
+from beam_dp.mechanisms.partition_selection import KeepRule, LaplaceThreshold, TruncatedGeometric, scale_up
+
+_STRATEGIES: dict[str, type[TruncatedGeometric] | type[LaplaceThreshold]] = {
+    "truncated_geometric": TruncatedGeometric,
+    "laplace_threshold": LaplaceThreshold,
+}
+_COMPOSITIONS = ("basic", "pld")
+_LARGEST_FACTOR = 8.0
+_FACTOR_STEPS = 10
+SELECTION = "selection"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all releases of an aggregation may spend on one privacy unit together.
+
+    Private selection and every metric have a weight, 1 unless it says otherwise; epsilon is split in that proportion,
+    and a metric's share equally among its statistics (`Mean` has two, `Variance` three). delta goes to what needs it,
+    in the same proportion: private selection, and Gaussian noise.
+
+    Attributes:
+        epsilon: finite, above 0.
+        delta: in [0, 1); above 0 for private selection and for Gaussian noise.
+        composition: ``basic``: the shares add up to epsilon. ``pld``: all shares are raised by one factor as far as the
+            composed privacy loss distribution stays within (epsilon, delta); less noise, most of all for many metrics.
+    """
+
+    epsilon: float
+    delta: float = 0.0
+    composition: Literal["basic", "pld"] = "basic"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epsilon", require_positive("epsilon", self.epsilon))
+        delta = self.delta
+        if isinstance(delta, bool) or not isinstance(delta, (int, float)) or not 0 <= delta < 1:
+            raise ArgumentError(f"delta must be a number in [0, 1), not {describe_kind(delta)}")
+        object.__setattr__(self, "delta", float(delta))
+        require_choice("composition", self.composition, _COMPOSITIONS)
+
+
+class Selection(Protocol):
+    """What ``partitions=`` takes instead of a public list."""
+
+    @property
+    def weight(self) -> float:
+        """Its part of the budget, relative to those of the metrics."""
+
+    def rule(self, bounds: Bounds, *, epsilon: float, delta: float) -> KeepRule:
+        """Which partitions are kept."""
+
+    def guarantee(self, unit: str, *, epsilon: float, delta: float) -> CentralGuarantee:
+        """What the set of partitions kept promises to one unit."""
+
+    def loss(self, bounds: Bounds, *, epsilon: float, delta: float) -> PrivacyLoss | None:
+        """The same for composition by privacy loss distributions."""
+
+
+@dataclass(frozen=True)
+class PrivateSelection:
+    """Partitions are shown only if enough privacy units are in them; see `beam_dp.mechanisms.partition_selection`.
+
+    Attributes:
+        strategy: ``truncated_geometric`` (keeps the most) or ``laplace_threshold``.
+        pre_threshold: partitions with fewer units are never kept.
+        weight: its part of the budget, relative to those of the metrics.
+    """
+
+    strategy: Literal["truncated_geometric", "laplace_threshold"] = "truncated_geometric"
+    pre_threshold: int = 1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_choice("strategy", self.strategy, tuple(_STRATEGIES))
+        require_count("pre_threshold", self.pre_threshold)
+        object.__setattr__(self, "weight", require_positive("weight", self.weight))
+
+    def rule(self, bounds: Bounds, *, epsilon: float, delta: float) -> TruncatedGeometric | LaplaceThreshold:
+        """See `Selection.rule`."""
+        if delta == 0:
+            raise ArgumentError(
+                "delta must be above 0 for private selection: write Budget(epsilon, delta=1e-6), or give the public "
+                "partitions"
+            )
+        return _STRATEGIES[self.strategy](epsilon, delta, bounds.partitions, self.pre_threshold)
+
+    def guarantee(self, unit: str, *, epsilon: float, delta: float) -> CentralGuarantee:
+        """See `Selection.guarantee`."""
+        return CentralGuarantee(epsilon=epsilon, delta=delta, basis="proved", privacy_unit=unit)
+
+    def loss(self, bounds: Bounds, *, epsilon: float, delta: float) -> PrivacyLoss:
+        """See `Selection.loss`."""
+        rule = self.rule(bounds, epsilon=epsilon, delta=delta)
+        return ParametersLoss(scale_up(rule.partition_epsilon), scale_up(rule.partition_delta), bounds.partitions)
+
+
+@dataclass(frozen=True)
+class SelectionRelease:
+    """Private selection with its share of the budget.
+
+    Attributes:
+        rule: which partitions are kept.
+        guarantee: what that promises to one unit.
+        loss: the same for composition.
+    """
+
+    rule: KeepRule
+    guarantee: CentralGuarantee
+    loss: PrivacyLoss | None
+
+
+def split_budget(
+    budget: Budget,
+    metrics: Sequence[Metric],
+    selection: Selection | None,
+    noise: NoiseFamily,
+    bounds: Bounds,
+    unit: str,
+) -> tuple[SelectionRelease | None, tuple[Release, ...]]:
+    """Everything that is released, with its noise; see `Budget`.
+
+    Raises:
+        ArgumentError: delta is missing where it is needed, or a share is out of range.
+    """
+    if noise.needs_delta and metrics and budget.delta == 0:
+        raise ArgumentError("delta must be above 0 for gaussian noise: write Budget(epsilon, delta=1e-6)")
+    make = _maker(budget, metrics, selection, noise, bounds, unit)
+    if budget.composition == "basic":
+        return make(1.0)
+    return _raised(budget, make)
+
+
+_Plan = tuple[SelectionRelease | None, tuple[Release, ...]]
+
+
+def _maker(
+    budget: Budget,
+    metrics: Sequence[Metric],
+    selection: Selection | None,
+    noise: NoiseFamily,
+    bounds: Bounds,
+    unit: str,
+) -> Callable[[float], _Plan]:
+    """The plan as a function of the factor by which the epsilons of basic composition are multiplied."""
+    weights = [Fraction(metric.weight) for metric in metrics]
+    chosen = Fraction(0) if selection is None else Fraction(selection.weight)
+    total = sum(weights, chosen)
+    total_delta = total if noise.needs_delta else chosen
+
+    def share(weight: Fraction, factor: float) -> tuple[float, float]:
+        epsilon = _down(Fraction(budget.epsilon) * weight / total * Fraction(factor))
+        return epsilon, _down(Fraction(budget.delta) * weight / total_delta) if total_delta else 0.0
+
+    def make(factor: float) -> _Plan:
+        kept = None
+        if selection is not None:
+            epsilon, delta = share(chosen, factor)
+            kept = SelectionRelease(
+                selection.rule(bounds, epsilon=epsilon, delta=delta),
+                selection.guarantee(unit, epsilon=epsilon, delta=delta),
+                selection.loss(bounds, epsilon=epsilon, delta=delta),
+            )
+        releases = []
+        for metric, weight in zip(metrics, weights, strict=True):
+            statistics = metric.statistics
+            epsilon, delta = share(weight / len(statistics), factor)
+            releases += [
+                noise.plan(
+                    metric.title if len(statistics) == 1 else f"{metric.title}/{name}",
+                    statistic,
+                    bounds,
+                    unit,
+                    epsilon=epsilon,
+                    delta=delta if noise.needs_delta else 0.0,
+                )
+                for name, statistic in statistics.items()
+            ]
+        return kept, tuple(releases)
+
+    return make
+
+
+def _raised(budget: Budget, make: Callable[[float], _Plan]) -> _Plan:
+    """The plan with the largest factor, within a hundredth, whose composed loss is within the budget."""
+
+    def fits(factor: float) -> bool:
+        selection, releases = make(factor)
+        items = [item for item in (selection, *releases) if item is not None]
+        losses = tuple((item.loss, 1) for item in items if item.loss is not None)
+        composed = pld_epsilon(losses, budget.delta)
+        return composed is not None and composed <= budget.epsilon
+
+    low, high = 1.0, _LARGEST_FACTOR
+    for _ in range(_FACTOR_STEPS):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return make(low)
+
+
+def _down(exact: Fraction) -> float:
+    """The largest float that is not above ``exact``: shares never add up to more than the budget."""
+    nearest = float(exact)
+    return nearest if Fraction(nearest) <= exact else math.nextafter(nearest, 0.0)

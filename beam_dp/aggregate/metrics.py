@@ -1,0 +1,505 @@
+"""What an analyst asks for: metrics as values, and how each is made from noisy statistics.
+
+A metric names the statistics that it needs; each of them is released with noise of its own, and everything after that
+is post-processing. Each gives its estimate, the standard deviation of the noise in it and a 95% confidence interval,
+which covers the statistic of the rows that bounding and clamping have left, not the raw one.
+
+A metric's share of the budget is proportional to its ``weight`` and is divided equally among its statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from beam_dp.aggregate.bounds import Codes
+from beam_dp.aggregate.partials import Sparse
+from beam_dp.aggregate.quantile_tree import rank_error_bound, tree_quantiles
+from beam_dp.aggregate.statistics import (
+    BinCounts,
+    LeafCounts,
+    RowCount,
+    Statistic,
+    Total,
+    UnitCount,
+    ValueCount,
+    require_bounds,
+)
+from beam_dp.errors import ArgumentError, describe_kind, require_positive
+from beam_dp.mechanisms.discrete_noise import IntegerNoise
+
+CONFIDENCE = 0.95
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Noised:
+    """A statistic after its release.
+
+    Attributes:
+        integers: (P, width) int64 with noise, in steps.
+        noise: the law of the noise.
+        step: one step in the units of the metric.
+        rounded: whether the exact total was rounded to whole steps before the noise.
+    """
+
+    integers: Codes
+    noise: IntegerNoise
+    step: float = 1.0
+    rounded: bool = False
+
+    def estimate(self) -> Floats:
+        """(P, width) in the units of the metric."""
+        return self.integers.astype(np.float64) * self.step
+
+    def half_width(self, confidence: float) -> float:
+        """How far the estimate is from the exact total at most, with this probability."""
+        return (self.noise.half_width(confidence) + 0.5 * self.rounded) * self.step
+
+    @property
+    def stddev(self) -> float:
+        """Of the noise, in the units of the metric."""
+        return self.noise.stddev * self.step
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyTree:
+    """A sparse statistic whose noise is drawn as it is searched, and never twice for one node.
+
+    Attributes:
+        tree: exact leaf counts.
+        size: P.
+        noise: the law of the noise of each node.
+        rng: the current generator of a `SecureSource`.
+    """
+
+    tree: Sparse
+    size: int
+    noise: IntegerNoise
+    rng: np.random.Generator
+
+
+class Metric(Protocol):
+    """What `Aggregate` takes: a frozen dataclass that says what to add up and what to make of it.
+
+    Attributes:
+        weight: its part of the budget, relative to those of the others.
+    """
+
+    weight: float
+
+    @property
+    def title(self) -> str:
+        """The name of its output column; further columns begin with it."""
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        """What is released, by a name for the ledger."""
+
+    def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
+        """The output columns, (P,) each, from the released statistics in their order."""
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """What all metrics have.
+
+    Attributes:
+        name: the name of the output column; None for the usual one.
+        weight: its part of the budget, relative to those of the others.
+    """
+
+    def _check(self) -> None:
+        """Validates what all metrics have."""
+        name, weight = getattr(self, "name", None), getattr(self, "weight", 1.0)
+        if name is not None and (not isinstance(name, str) or not name):
+            raise ArgumentError(f"name must be a string that is not empty, not {describe_kind(name)}")
+        object.__setattr__(self, "weight", require_positive("weight", weight))
+
+
+def _named(name: str | None, usual: str) -> str:
+    return usual if name is None else name
+
+
+def _column_name(column: object) -> str:
+    if not isinstance(column, str) or not column:
+        raise ArgumentError(f"column must be the name of a column, not {describe_kind(column)}")
+    return column
+
+
+def _four(title: str, estimate: pa.Array, stddev: pa.Array, low: pa.Array, high: pa.Array) -> dict[str, pa.Array]:
+    return {
+        title: estimate,
+        f"{title}_noise_stddev": stddev,
+        f"{title}_ci_low": low,
+        f"{title}_ci_high": high,
+    }
+
+
+def _counted(title: str, count: Noised) -> dict[str, pa.Array]:
+    """A count with its columns; lists where it is a vector."""
+    size, width = count.integers.shape
+    reach = count.noise.half_width(CONFIDENCE)
+
+    def shaped(integers: Codes) -> pa.Array:
+        flat = pa.array(integers.reshape(-1))
+        return flat if width == 1 else _lists(flat, size, width)
+
+    stddev = pa.array(np.full(size, count.stddev))
+    integers = count.integers
+    return _four(title, shaped(integers), stddev, shaped(integers - reach), shaped(integers + reach))
+
+
+def _lists(flat: pa.Array, size: int, width: int) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(np.arange(size + 1, dtype=np.int32) * width), flat)
+
+
+@dataclass(frozen=True)
+class Count(_Metric):
+    """The number of rows. Column ``count``, int64; noise can make it negative."""
+
+    name: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    @property
+    def title(self) -> str:
+        """``count``, or the name given."""
+        return _named(self.name, "count")
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        """One count."""
+        return {"rows": RowCount()}
+
+    def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
+        """The noisy count."""
+        (count,) = _dense(released)
+        return _counted(self.title, count)
+
+
+@dataclass(frozen=True)
+class PrivacyUnitCount(_Metric):
+    """The number of distinct privacy units. Column ``privacy_unit_count``, int64."""
+
+    name: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    @property
+    def title(self) -> str:
+        """``privacy_unit_count``, or the name given."""
+        return _named(self.name, "privacy_unit_count")
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        """One count, of sensitivity 1 in a partition whatever the number of rows."""
+        return {"units": UnitCount()}
+
+    def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
+        """The noisy count."""
+        (count,) = _dense(released)
+        return _counted(self.title, count)
+
+
+@dataclass(frozen=True)
+class _OfColumn(_Metric):
+    """A metric of the numbers in a column, which are clamped to [low, high].
+
+    Attributes:
+        column: where the numbers are; null, NaN and text that is no number count as nothing there.
+        low: the public lower bound.
+        high: the public upper bound; at least ``low``.
+    """
+
+    column: str
+    low: float
+    high: float
+    name: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _column_name(self.column)
+        low, high = require_bounds(self.low, self.high)
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+        self._check()
+
+    def _total(self, of: str) -> Total:
+        return Total(column=self.column, low=self.low, high=self.high, of=of)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Sum(_OfColumn):
+    """The sum of clamped numbers. Column ``sum_COLUMN``, float64."""
+
+    @property
+    def title(self) -> str:
+        """``sum_COLUMN``, or the name given."""
+        return _named(self.name, f"sum_{self.column}")
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        """One total, of sensitivity max(|low|, |high|) a row."""
+        return {"sum": self._total("value")}
+
+    def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
+        """The noisy sum."""
+        (total,) = _dense(released)
+        estimate, reach = total.estimate()[:, 0], total.half_width(CONFIDENCE)
+        stddev = np.full(len(estimate), total.stddev)
+        return _four(self.title, *map(pa.array, (estimate, stddev, estimate - reach, estimate + reach)))
+
+
+@dataclass(frozen=True)
+class Mean(_OfColumn):
+    """The mean of clamped numbers, (noisy Σ(x - middle)) / (noisy number of them) + middle, clamped. ``mean_COLUMN``.
+
+    Centring makes the sensitivity of the sum half the range. ``noise_stddev`` is that of the quotient to first order
+    (the delta method), at the released values; null where no more than one row is there. The interval holds all
+    quotients of a count and a sum in their own intervals of 97.5% each, so it covers at least 95%.
+    """
+
+    @property
+    def title(self) -> str:
+        """``mean_COLUMN``, or the name given."""
+        return _named(self.name, f"mean_{self.column}")
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        """The number of values and the centred sum."""
+        return {"values": ValueCount(column=self.column), "centred_sum": self._total("centred")}
+
+    def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
+        """The mean."""
+        count, total = _dense(released)
+        middle = self._total("centred").middle
+        n, deviation = np.maximum(count.integers[:, 0], 1), total.estimate()[:, 0]
+        offset = deviation / n
+        stddev = np.hypot(total.stddev, offset * count.stddev) / n
+        confidence = 1 - (1 - CONFIDENCE) / 2
+        low, high = _quotients(count, total, confidence)
+        columns = [np.clip(x + middle, self.low, self.high) for x in (offset, low, high)]
+        few = pa.array(count.integers[:, 0] <= 1)
+        return _four(self.title, pa.array(columns[0]), _null_where(few, stddev), *map(pa.array, columns[1:]))
+
+
+def _quotients(count: Noised, total: Noised, confidence: float) -> tuple[Floats, Floats]:
+    """The least and the largest total/count with both within their intervals and count at least 1."""
+    n, reach = count.integers[:, 0], count.half_width(confidence)
+    least, most = np.maximum(n - reach, 1), np.maximum(n + reach, 1)
+    low, high = (total.estimate()[:, 0] + sign * total.half_width(confidence) for sign in (-1, 1))
+    return low / np.where(low < 0, least, most), high / np.where(high > 0, least, most)
+
+
+def _null_where(mask: pa.Array, values: Floats) -> pa.Array:
+    return pa.array(values, mask=mask.to_numpy(zero_copy_only=False))
+
+
+@dataclass(frozen=True)
+class Variance(_OfColumn):
+    """The (population) variance of clamped numbers, clamped to [0, range²/4]. ``variance_COLUMN``, float64.
+
+    E[(x - middle)²] - E[x - middle]² from three statistics: the number of values, Σ(x - middle), and
+    Σ((x - middle)² - halfrange²/2), whose sensitivity is half of that of the squares. The interval holds all values that
+    the three, each in its own interval of 98.3%, allow, so it covers at least 95%; ``noise_stddev`` as for `Mean`.
+    """
+
+    @property
+    def title(self) -> str:
+        """``variance_COLUMN``, or the name given."""
+        return _named(self.name, f"variance_{self.column}")
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        """The number of values, the centred sum and the sum of squares."""
+        return {
+            "values": ValueCount(column=self.column),
+            "centred_sum": self._total("centred"),
+            "centred_squares": self._total("squares"),
+        }
+
+    def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
+        """The variance."""
+        count, total, squares = _dense(released)
+        shift = self._total("squares").magnitude
+        n = np.maximum(count.integers[:, 0], 1)
+        mean, square = total.estimate()[:, 0] / n, squares.estimate()[:, 0] / n
+        estimate = square + shift - np.square(mean)
+        by_count = (2 * np.square(mean) - square) * count.stddev
+        stddev = np.sqrt(np.square(squares.stddev) + np.square(2 * mean * total.stddev) + np.square(by_count)) / n
+        confidence = 1 - (1 - CONFIDENCE) / 3
+        mean_low, mean_high = _quotients(count, total, confidence)
+        square_low, square_high = _quotients(count, squares, confidence)
+        least = np.where((mean_low <= 0) & (mean_high >= 0), 0, np.minimum(np.abs(mean_low), np.abs(mean_high)))
+        most = np.maximum(np.abs(mean_low), np.abs(mean_high))
+        bounds = (square_low + shift - np.square(most), square_high + shift - np.square(least))
+        largest = np.square((self.high - self.low) / 2)
+        columns = [pa.array(np.clip(x, 0, largest)) for x in (estimate, *bounds)]
+        few = pa.array(count.integers[:, 0] <= 1)
+        return _four(self.title, columns[0], _null_where(few, stddev), *columns[1:])
+
+
+@dataclass(frozen=True)
+class Quantiles(_OfColumn):
+    """Quantiles of clamped numbers by a tree of noisy counts (`beam_dp.aggregate.quantile_tree`).
+
+    Columns ``quantile_COLUMN_Q`` for each q, float64. ``noise_stddev`` is null: the noise is in ranks, not values. The
+    interval holds every value whose rank the noise, bounded with 95% confidence over all nodes of the search,
+    allows; it is wide where few rows are.
+
+    Attributes:
+        quantiles: in [0, 1], each once.
+    """
+
+    quantiles: tuple[float, ...] = (0.5,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_bounds(self.low, self.high, equal=False)
+        if isinstance(self.quantiles, (str, bytes)) or not isinstance(self.quantiles, Sequence):
+            raise ArgumentError(f"quantiles must be numbers from 0 to 1, not {describe_kind(self.quantiles)}")
+        for q in self.quantiles:
+            if isinstance(q, bool) or not isinstance(q, (int, float)) or not 0 <= q <= 1:
+                raise ArgumentError(f"quantiles must be numbers from 0 to 1, not {describe_kind(q)}")
+        values = tuple(float(q) for q in self.quantiles)
+        if not values or len({f"{q:g}" for q in values}) != len(values):
+            raise ArgumentError("quantiles must be one or more different numbers")
+        object.__setattr__(self, "quantiles", values)
+
+    @property
+    def title(self) -> str:
+        """``quantile_COLUMN``, or the name given; each column adds its q."""
+        return _named(self.name, f"quantile_{self.column}")
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        """One tree, whatever the number of quantiles."""
+        return {"tree": LeafCounts(column=self.column, low=self.low, high=self.high)}
+
+    def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
+        """The quantiles."""
+        (tree,) = released
+        assert isinstance(tree, NoisyTree)
+        confidence = 1 - (1 - CONFIDENCE) / 2
+        errors = [rank_error_bound(tree.noise, q, confidence) for q in self.quantiles]
+        found = tree_quantiles(tree.tree, tree.size, self.quantiles, lambda n: tree.noise.sample(n, tree.rng), errors)
+        columns: dict[str, pa.Array] = {}
+        for i, q in enumerate(self.quantiles):
+            estimate, low, high = (
+                pa.array(self.low + (self.high - self.low) * shares[:, i])
+                for shares in (found.estimate, found.low, found.high)
+            )
+            columns |= _four(f"{self.title}_{q:g}", estimate, pa.nulls(tree.size, pa.float64()), low, high)
+        return columns
+
+
+@dataclass(frozen=True)
+class Histogram(_Metric):
+    """The number of values in each bin. Column ``histogram_COLUMN``, a list of int64, one for each bin.
+
+    Bin i is [e_i, e_(i+1)), the last one with its upper edge; values beyond the edges count in the first or last bin. A
+    row is in one bin, so that all bins together cost what one count costs. Each bin has its own 95% interval.
+
+    Attributes:
+        column: where the numbers are.
+        edges: public, ascending, two or more.
+    """
+
+    column: str
+    edges: tuple[float, ...]
+    name: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _column_name(self.column)
+        if isinstance(self.edges, (str, bytes)) or not isinstance(self.edges, Sequence) or len(self.edges) < 2:
+            raise ArgumentError("edges must be two or more ascending numbers")
+        for low, high in zip(self.edges, self.edges[1:], strict=False):
+            require_bounds(low, high, equal=False)
+        object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
+        self._check()
+
+    @property
+    def title(self) -> str:
+        """``histogram_COLUMN``, or the name given."""
+        return _named(self.name, f"histogram_{self.column}")
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        """One vector of counts."""
+        return {"bins": BinCounts(column=self.column, edges=self.edges)}
+
+    def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
+        """The noisy counts."""
+        (bins,) = _dense(released)
+        size, width = bins.integers.shape
+        if width > 1:
+            return _counted(self.title, bins)
+        return {
+            name: column if name.endswith("_noise_stddev") else _lists(column, size, 1)
+            for name, column in _counted(self.title, bins).items()
+        }
+
+
+@dataclass(frozen=True)
+class VectorSum(_Metric):
+    """The sum of vectors whose coordinates are columns, each clamped to [-bound, bound]. ``vector_sum_A_B``: lists.
+
+    Every coordinate is a sum of its own and gets an equal part of the metric's share.
+
+    Attributes:
+        columns_of: the columns, one or more.
+        bound: the public bound of every coordinate's magnitude; above 0.
+    """
+
+    columns_of: tuple[str, ...]
+    bound: float
+    name: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.columns_of, str) or not isinstance(self.columns_of, Sequence) or not self.columns_of:
+            raise ArgumentError("columns_of must be a list of one or more columns")
+        columns = tuple(_column_name(column) for column in self.columns_of)
+        if len(set(columns)) != len(columns):
+            raise ArgumentError("columns_of must name each column once")
+        object.__setattr__(self, "columns_of", columns)
+        bound = require_positive("bound", self.bound)
+        require_bounds(-bound, bound)
+        object.__setattr__(self, "bound", bound)
+        self._check()
+
+    @property
+    def title(self) -> str:
+        """``vector_sum_A_B``, or the name given."""
+        return _named(self.name, "vector_sum_" + "_".join(self.columns_of))
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        """One total a coordinate."""
+        return {c: Total(column=c, low=-self.bound, high=self.bound) for c in self.columns_of}
+
+    def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
+        """The noisy sums."""
+        totals = _dense(released)
+        estimates = np.concatenate([total.estimate() for total in totals], axis=1)
+        size, width = estimates.shape
+        reach = np.array([total.half_width(CONFIDENCE) for total in totals])
+        lists = [
+            _lists(pa.array(x.reshape(-1)), size, width) for x in (estimates, estimates - reach, estimates + reach)
+        ]
+        return _four(self.title, lists[0], pa.array(np.full(size, totals[0].stddev)), lists[1], lists[2])
+
+
+def _dense(released: Sequence[Noised | NoisyTree]) -> list[Noised]:
+    return [item for item in released if isinstance(item, Noised)]

@@ -1,0 +1,117 @@
+"""The release: exact sums of a block of partitions in, noisy rows out. Nothing exact gets past this module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_dp.aggregate.bounds import Bounds, Codes
+from beam_dp.aggregate.budget import SelectionRelease
+from beam_dp.aggregate.metrics import Metric, Noised, NoisyTree
+from beam_dp.aggregate.noise import Release
+from beam_dp.aggregate.partials import Partials, Sparse
+from beam_dp.aggregate.statistics import Statistic, Total, UnitCount, shifted_total
+
+
+@dataclass(frozen=True)
+class AggregationPlan:
+    """All that is public about an aggregation: what it bounds, adds up, releases and with which noise.
+
+    Attributes:
+        by: the key columns.
+        privacy_unit: the column whose values are protected.
+        bounds: of a unit's contribution.
+        metrics: what is shown of a partition.
+        releases: the statistics of all metrics in their order, each with its noise.
+        selection: how partitions are selected; None where they are public.
+    """
+
+    by: tuple[str, ...]
+    privacy_unit: str
+    bounds: Bounds
+    metrics: tuple[Metric, ...]
+    releases: tuple[Release, ...]
+    selection: SelectionRelease | None
+
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """What is added up; the units come first where selection needs them."""
+        units = () if self.selection is None else (UnitCount(),)
+        return (*units, *(release.statistic for release in self.releases))
+
+    @property
+    def value_columns(self) -> tuple[str, ...]:
+        """The columns that hold numbers, each once."""
+        columns = (statistic.column for statistic in self.statistics)
+        return tuple(dict.fromkeys(column for column in columns if column is not None))
+
+    @property
+    def width(self) -> int:
+        """Integers of all dense statistics side by side."""
+        return sum(statistic.width for statistic in self.statistics if not statistic.is_sparse)
+
+
+def release_block(plan: AggregationPlan, sums: Partials, rng: np.random.Generator) -> pa.RecordBatch:
+    """The noisy rows of a block of partitions: the key columns, then those of the metrics.
+
+    Every partition of the block must be whole in ``sums``, and each block must be released once. Rows are in the order
+    of their keys: that in which the data came in would say something of it.
+
+    Args:
+        plan: what to release.
+        sums: exact sums, of selected partitions too; of all public ones, absent ones as zeros, where those are public.
+        rng: the current generator of a `SecureSource`.
+    """
+    if plan.selection is not None:
+        kept = plan.selection.rule.keep(sums.dense[:, 0], rng)
+        sums = sums.take(np.flatnonzero(kept))
+    sums = sums.take(_key_order(sums.keys))
+    columns: dict[str, pa.Array] = dict(zip(plan.by, sums.keys, strict=True))
+    released = _add_noise(plan, sums, rng)
+    for metric in plan.metrics:
+        columns |= metric.columns([next(released) for _ in metric.statistics])
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+
+def _add_noise(plan: AggregationPlan, sums: Partials, rng: np.random.Generator) -> Iterator[Noised | NoisyTree]:
+    """Each release of the plan in its order; the noise of every integer is a draw of its own."""
+    size = len(sums)
+    column = 0 if plan.selection is None else 1
+    trees = iter(sums.sparse)
+    for release in plan.releases:
+        statistic = release.statistic
+        if statistic.is_sparse:
+            yield NoisyTree(next(trees), size, release.noise, rng)
+            continue
+        exact = sums.dense[:, column : column + statistic.width]
+        column += statistic.width
+        if isinstance(statistic, Total):
+            exact = shifted_total(exact, release.shift)[:, None]
+        noise = release.noise.sample(exact.size, rng).reshape(exact.shape)
+        yield Noised(exact + noise, release.noise, release.step, release.shift > 0)
+
+
+def _key_order(keys: Sequence[pa.Array]) -> Codes:
+    """The order of ascending keys, nulls last: (P,) int64."""
+    names = [str(i) for i in range(len(keys))]
+    # Null-typed columns cannot be sorted, and need not be.
+    sortable = [name for name, key in zip(names, keys, strict=True) if not pa.types.is_null(key.type)]
+    if not sortable:
+        return np.arange(len(keys[0]))
+    table = pa.table(list(keys), names=names)
+    order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in sortable])
+    return order.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def zeros(plan: AggregationPlan, keys: Sequence[pa.Array]) -> Partials:
+    """Sums of partitions without rows."""
+    sparse = [s for s in plan.statistics if s.is_sparse]
+    return Partials(tuple(keys), np.zeros((len(keys[0]), plan.width), np.int64), tuple(_empty_tree() for _ in sparse))
+
+
+def _empty_tree() -> Sparse:
+    return Sparse(np.empty(0, np.int64), np.empty(0, np.int64))

@@ -1,0 +1,146 @@
+"""Rows of three kinds as batches of the columns that an aggregation needs, and its results as rows."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.transforms.window import BoundedWindow
+from apache_beam.typehints import row_type
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam_dp.errors import InputError
+from beam_dp.io.rows import row_fields
+
+ROW_KINDS = ("dict", "row")
+_BATCH_ROWS = 1 << 14
+_PYTHON_TYPES = ((pa.types.is_integer, int), (pa.types.is_floating, float), (pa.types.is_string, str))
+
+
+class RowsToBatches(beam.DoFn):
+    """Collects the rows of a window into batches; what is not needed is dropped at once.
+
+    Args:
+        kind: ``dict`` or ``row``.
+        element_type: of the input.
+        keys: names of key columns.
+        numbers: names of columns of numbers.
+    """
+
+    def __init__(self, kind: str, element_type: Any, keys: Sequence[str], numbers: Sequence[str]) -> None:
+        self._names = (*keys, *(name for name in numbers if name not in keys))
+        self._keys = frozenset(keys)
+        self._get = _getter(kind, element_type, self._names)
+
+    def start_bundle(self) -> None:
+        """Begins with nothing held."""
+        self._held: dict[BoundedWindow, list[Any]] = {}
+
+    def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterable[pa.RecordBatch]:
+        """Holds a row; gives a batch when enough are held."""
+        held = self._held.get(window)
+        if held is None:
+            held = self._held[window] = []
+        held.append(element)
+        if len(held) < _BATCH_ROWS:
+            return ()
+        self._held[window] = []
+        return (self._batch(held),)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        """Gives what is still held."""
+        for window, held in self._held.items():
+            if held:
+                yield WindowedValue(self._batch(held), window.max_timestamp(), (window,))
+        self._held = {}
+
+    def _batch(self, rows: Sequence[Any]) -> pa.RecordBatch:
+        try:
+            columns = list(zip(*map(self._get, rows), strict=True))
+        except (KeyError, AttributeError, IndexError, TypeError):
+            raise InputError(f"a row lacks one of the columns {', '.join(map(repr, self._names))}") from None
+        arrays = [
+            _keys(values, name) if name in self._keys else _numbers(values)
+            for name, values in zip(self._names, columns, strict=True)
+        ]
+        return pa.RecordBatch.from_arrays(arrays, names=list(self._names))
+
+
+def _getter(kind: str, element_type: Any, names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """What takes the named fields out of a row, as a tuple."""
+    is_tuple = isinstance(element_type, type) and issubclass(element_type, tuple)
+    if is_tuple and hasattr(element_type, "_fields"):
+        places: list[Any] = [element_type._fields.index(name) for name in names]
+    else:
+        places = list(names)
+    make = operator.itemgetter if kind == "dict" or is_tuple else operator.attrgetter
+    # With one name both give the bare value.
+    return make(*places) if len(places) > 1 else _Single(make(places[0]))
+
+
+class _Single:
+    def __init__(self, get: Callable[[Any], Any]) -> None:
+        self._get = get
+
+    def __call__(self, row: Any) -> tuple[Any]:
+        return (self._get(row),)
+
+
+def _keys(values: Sequence[Any], name: str) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        raise InputError(
+            f"column {name!r} holds keys of several kinds, or integers beyond 64 bits: make them all strings"
+        ) from None
+
+
+def _numbers(values: Sequence[Any]) -> pa.Array:
+    try:
+        return pa.array(np.array(values, np.float64))
+    except (TypeError, ValueError, OverflowError):
+        return pa.array(np.fromiter(map(_number, values), np.float64, len(values)))
+
+
+def _number(value: Any) -> float:
+    """``value`` as a float, beyond their range infinite; NaN if it is no number."""
+    if not isinstance(value, (int, float, str, Decimal, np.number)):
+        return float("nan")
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")  # type: ignore[operator]
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def batch_to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a batch as dicts."""
+    return batch.to_pylist()
+
+
+def batch_to_rows(batch: pa.RecordBatch) -> list[beam.Row]:
+    """The rows of a batch as `beam.Row`."""
+    return [beam.Row(**row) for row in batch.to_pylist()]
+
+
+def row_hint(schema: pa.Schema, element_type: Any, keys: Sequence[str]) -> row_type.RowTypeConstraint:
+    """The schema type of result rows: keys as the input declares them, the others as Arrow has them."""
+    declared = dict(row_fields(element_type) or [])
+    fields = [
+        (field.name, declared.get(field.name, Any) if field.name in keys else _python_type(field.type))
+        for field in schema
+    ]
+    return row_type.RowTypeConstraint.from_fields(fields)
+
+
+def _python_type(kind: pa.DataType) -> Any:
+    if pa.types.is_list(kind):
+        return Sequence[int] if pa.types.is_integer(kind.value_type) else Sequence[float]
+    plain = next((python for test, python in _PYTHON_TYPES if test(kind)), None)
+    return Any if plain is None else plain | None

@@ -1,0 +1,494 @@
+"""`Aggregate`: differentially private statistics of groups of rows, with a privacy unit that has many rows.
+
+The graph: rows are cut by hash(unit) into buckets and meet once, in one GroupByKey of Arrow slices; a bucket is bounded
+and added up to partial sums of partitions; these meet in a second GroupByKey by hash(partition) in blocks; a block is
+selected and noised in one call, and made firm by a reshuffle, so that of several attempts one alone is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam import pvalue
+from apache_beam.transforms import trigger, window
+from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.transforms.window import BoundedWindow
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam_dp.accounting.ledger import Grant, Ledger, require_grant
+from beam_dp.accounting.pipeline import full_label, ledger_of
+from beam_dp.aggregate.bounds import Bounds
+from beam_dp.aggregate.buckets import Columns, PublicPartitions, bucket_sums, cut, cut_by_unit
+from beam_dp.aggregate.budget import SELECTION, Budget, PrivateSelection, Selection, split_budget
+from beam_dp.aggregate.columns import common_type, hash_keys, key_column
+from beam_dp.aggregate.metrics import Metric
+from beam_dp.aggregate.noise import GaussianNoise, LaplaceNoise, NoiseFamily
+from beam_dp.aggregate.partials import Merger, Partials, merge
+from beam_dp.aggregate.release import AggregationPlan, release_block, zeros
+from beam_dp.aggregate.rows import RowsToBatches, batch_to_dicts, batch_to_rows, row_hint
+from beam_dp.errors import (
+    ArgumentError,
+    BeamDpError,
+    InputError,
+    describe_kind,
+    require_choice,
+    require_count,
+)
+from beam_dp.io import batches as _coder  # noqa: F401  (registers the coder of RecordBatch)
+from beam_dp.io.rows import infer_kind
+from beam_dp.randomness import SecureSource
+
+KINDS = ("dict", "row", "record_batch")
+NOISES: dict[str, type[LaplaceNoise] | type[GaussianNoise]] = {"laplace": LaplaceNoise, "gaussian": GaussianNoise}
+DEFAULT_BUCKETS = 64
+
+_TYPES = "types"
+_HELD_ROWS = 1 << 19
+_FLUSH_PARTITIONS = 1 << 20
+_BLOCKS_PER_BUCKET = 8
+
+
+class Aggregate(beam.PTransform):
+    """(ε, δ)-differentially private statistics for each partition, that is for each distinct value of ``by``.
+
+    ``rows | Aggregate(by=["item"], privacy_unit="user", bounds=Bounds(partitions=4, rows_per_partition=2),
+    metrics=[Count(), Mean("amount", 0, 100)], budget=Budget(epsilon=1, delta=1e-6))`` takes a PCollection of dict,
+    NamedTuple or `beam.Row`, or `pyarrow.RecordBatch` (fastest), and gives the same kind back, one row a partition: the
+    columns of ``by``, then for each metric its estimate, ``_noise_stddev``, ``_ci_low`` and ``_ci_high``.
+
+    The promise is to one privacy unit, with all of her rows added or removed: the bounds are enforced, by uniform
+    sampling; values are clamped and quantised; noise is exact and of integers (the proof: `beam_dp.aggregate.noise`).
+    Rows without a unit are dropped. Nothing in errors, logs and counters depends on values.
+
+    Each run draws anew and spends anew, also one that fails.
+
+    Args:
+        by: the key columns; integers, strings, booleans, dates, timestamps or decimals.
+        privacy_unit: the column that says whose a row is; of a type as ``by``.
+        bounds: how much of one unit's rows is used.
+        metrics: what to show of each partition; none for the keys alone (private selection then is the release).
+        budget: what all of it may spend on one unit.
+        partitions: `PrivateSelection` (partitions are shown if enough units are in them), or the public partitions: a
+            list of keys (tuples where ``by`` has several columns), or a table with the columns of ``by``. All of them
+            are shown, absent ones as noised zeros; others are dropped.
+        noise: ``laplace`` or ``gaussian``.
+        buckets: how many parts the units are cut into, each of which one worker holds in memory: some million rows a
+            bucket are good. Larger ones spill to the worker's disk.
+        max_windows: on fixed windows, in how many of them one unit has rows at most; unless it is declared, the ledger
+            states no epsilon for all windows together. Nothing enforces it.
+        input_kind: ``dict``, ``row`` or ``record_batch``, where the PCollection does not declare its type.
+        ledger: where the releases are recorded; needed on a plain `beam.Pipeline` (which must run once), else the
+            pipeline's own.
+
+    Raises:
+        ArgumentError: at construction, for whatever can never work; when applied, for windows or triggers that would
+            release a partition twice.
+        InputError: in a worker: a column is missing or of a type that cannot serve.
+        GrantError: when applied, if there is no ledger.
+    """
+
+    def __init__(
+        self,
+        by: str | Sequence[str],
+        *,
+        privacy_unit: str,
+        bounds: Bounds,
+        metrics: Sequence[Metric],
+        budget: Budget,
+        partitions: Selection | Sequence[Any] | pa.Table = PrivateSelection(),  # noqa: B008  (a frozen value)
+        noise: str | NoiseFamily = "laplace",
+        buckets: int = DEFAULT_BUCKETS,
+        max_windows: int | None = None,
+        input_kind: str | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        super().__init__()
+        keys = _names("by", by)
+        if not isinstance(privacy_unit, str) or not privacy_unit:
+            raise ArgumentError(f"privacy_unit must be the name of a column, not {describe_kind(privacy_unit)}")
+        for name, value, kind in (("bounds", bounds, Bounds), ("budget", budget, Budget)):
+            if not isinstance(value, kind):
+                raise ArgumentError(f"{name} must be a {kind.__name__}, not {describe_kind(value)}")
+        selection = cast(Selection, partitions) if _is_selection(partitions) else None
+        self._public = None if selection is not None else _public(partitions, keys)
+        chosen = _metrics(metrics, keys)
+        if not chosen and selection is None:
+            raise ArgumentError("metrics must not be empty where the partitions are public: nothing would be released")
+        family = NOISES[require_choice("noise", noise, tuple(NOISES))]() if isinstance(noise, str) else noise
+        selected, releases = split_budget(budget, chosen, selection, family, bounds, privacy_unit)
+        self._plan = AggregationPlan(keys, privacy_unit, bounds, chosen, releases, selected)
+        self._budget = budget
+        self._buckets = require_count("buckets", buckets)
+        self._max_windows = None if max_windows is None else require_count("max_windows", max_windows)
+        self._input_kind = None if input_kind is None else require_choice("input_kind", input_kind, KINDS)
+        self._ledger = ledger
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+        """Records the ledger entries and builds the graph."""
+        kind = require_choice("input_kind", self._input_kind or infer_kind(pcoll.element_type), KINDS)
+        in_one_window = require_firing_once(pcoll, "Aggregate")
+        if self._public is not None and not in_one_window:
+            raise ArgumentError(
+                "partitions: public partitions need the global window, since which windows have rows would show; "
+                "select privately, or put the window's start into a column of by"
+            )
+        plan = self._plan
+        work = _Work(plan, self._public, self._buckets, max(1, self._buckets // _BLOCKS_PER_BUCKET), in_one_window)
+        work.grants = record_plan(
+            plan,
+            ledger_of(pcoll, self._ledger),
+            full_label(pcoll.pipeline, self.label),
+            max_applications=1 if in_one_window else self._max_windows,
+        )
+        rows = pcoll
+        if kind != "record_batch":
+            columns = Columns.of(plan)
+            door = RowsToBatches(kind, pcoll.element_type, columns.key_names, columns.numbers)
+            rows = pcoll | "Batch" >> beam.ParDo(door).with_output_types(pa.RecordBatch)
+        sums, types = bounded_sums(rows, work)
+        released = (
+            sums
+            | "Release" >> beam.ParDo(_Release(work), pvalue.AsIter(types)).with_output_types(pa.RecordBatch)
+            # Whatever comes after sees one attempt of the draws.
+            | "Materialise" >> beam.Reshuffle()
+        )
+        released.element_type = pa.RecordBatch
+        if kind == "dict":
+            return released | "ToDicts" >> beam.FlatMap(batch_to_dicts).with_output_types(dict[str, Any])
+        if kind == "row":
+            hint = row_hint(result_schema(plan), pcoll.element_type, plan.by)
+            return released | "ToRows" >> beam.FlatMap(batch_to_rows).with_output_types(hint)
+        return released
+
+    def display_data(self) -> dict[str, Any]:
+        """Metrics, bounds and budget, for the runner's user interface."""
+        plan = self._plan
+        public = None if self._public is None else f"{len(self._public)} public partitions"
+        return {
+            "by": DisplayDataItem(", ".join(plan.by), label="Partitions by"),
+            "privacy_unit": DisplayDataItem(plan.privacy_unit, label="Privacy unit"),
+            "metrics": DisplayDataItem(", ".join(map(repr, plan.metrics)), label="Metrics"),
+            "bounds": DisplayDataItem(repr(plan.bounds), label="Contribution bounds"),
+            "budget": DisplayDataItem(repr(self._budget), label="Budget"),
+            "partitions": DisplayDataItem(public or repr(plan.selection and plan.selection.rule), label="Partitions"),
+        }
+
+
+class SelectPartitions(Aggregate):
+    """The keys that enough privacy units have, and nothing else of them; see `Aggregate` for the arguments.
+
+    Args:
+        by: the key columns.
+        privacy_unit: the column that says whose a row is.
+        max_partitions: L0, the most partitions of one unit that are used.
+        budget: delta above 0.
+        selection: how.
+        options: as for `Aggregate`: buckets, max_windows, input_kind, ledger.
+    """
+
+    def __init__(
+        self,
+        by: str | Sequence[str],
+        *,
+        privacy_unit: str,
+        max_partitions: int,
+        budget: Budget,
+        selection: Selection = PrivateSelection(),  # noqa: B008  (a frozen value)
+        **options: Any,
+    ) -> None:
+        bounds = Bounds(partitions=max_partitions, rows_per_partition=1)
+        super().__init__(
+            by, privacy_unit=privacy_unit, bounds=bounds, metrics=(), budget=budget, partitions=selection, **options
+        )
+
+
+def _names(name: str, value: object) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else ()
+    if not names or len(set(names)) != len(names) or not all(isinstance(item, str) and item for item in names):
+        raise ArgumentError(f"{name} must be one or more different names of columns")
+    return names
+
+
+def _is_selection(partitions: object) -> bool:
+    return all(callable(getattr(partitions, name, None)) for name in ("rule", "guarantee", "loss"))
+
+
+def _public(partitions: Any, by: tuple[str, ...]) -> PublicPartitions:
+    """The public list as arrays."""
+    wrong = ArgumentError(
+        "partitions must be a PrivateSelection or a list of one or more public keys of one kind, without nulls"
+        + (f": tuples of {len(by)}, for {', '.join(by)}" if len(by) > 1 else "")
+    )
+    if isinstance(partitions, pa.Table):
+        if any(name not in partitions.column_names for name in by):
+            raise ArgumentError(f"partitions lacks one of the columns {', '.join(by)}")
+        columns = [partitions.column(name).combine_chunks() for name in by]
+    elif isinstance(partitions, Sequence) and not isinstance(partitions, (str, bytes)):
+        if len(by) > 1 and not all(isinstance(key, tuple) and len(key) == len(by) for key in partitions):
+            raise wrong
+        values = list(zip(*partitions, strict=True)) if len(by) > 1 else [partitions]
+        try:
+            columns = [pa.array(column) for column in values]
+        except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            raise wrong from None
+    else:
+        raise wrong
+    if not columns or not len(columns[0]) or any(column.null_count for column in columns):
+        raise wrong
+    try:
+        return PublicPartitions([key_column(column, name) for column, name in zip(columns, by, strict=True)])
+    except InputError as error:
+        raise ArgumentError(f"partitions: {error}") from None
+
+
+def _metrics(metrics: object, by: tuple[str, ...]) -> tuple[Metric, ...]:
+    if isinstance(metrics, str) or not isinstance(metrics, Sequence):
+        raise ArgumentError(f"metrics must be a list of metrics such as Count(), not {describe_kind(metrics)}")
+    for metric in metrics:
+        if isinstance(metric, type) or not all(hasattr(metric, name) for name in ("statistics", "columns", "title")):
+            raise ArgumentError(f"metrics must hold metrics such as Count(), not {describe_kind(metric)}")
+    titles = [*by, *(metric.title for metric in metrics)]
+    twice = next((title for title in titles if titles.count(title) > 1), None)
+    if twice is not None:
+        raise ArgumentError(f"two columns of the output would be {twice!r}: give a metric another name=")
+    return tuple(metrics)
+
+
+def require_firing_once(pcoll: beam.PCollection, what: str) -> bool:
+    """Whether ``pcoll`` is in the global window, if each of its windows fires once.
+
+    Raises:
+        ArgumentError: windows that overlap, merge or may fire twice, or an unbounded global window.
+    """
+    windowing = pcoll.windowing
+    in_one = isinstance(windowing.windowfn, window.GlobalWindows)
+    if not in_one and not isinstance(windowing.windowfn, window.FixedWindows):
+        raise ArgumentError(f"{what} takes global or fixed windows: in others a row counts more than once")
+    fires = windowing.triggerfn
+    once = isinstance(fires, trigger.DefaultTrigger) or fires == trigger.AfterWatermark()
+    if not once or windowing.allowed_lateness > 0:
+        raise ArgumentError(
+            f"{what} needs a trigger that fires once a window: the default one, without allowed lateness; it would "
+            "release a partition twice"
+        )
+    if in_one and not pcoll.is_bounded:
+        raise ArgumentError(f"{what} on unbounded input needs fixed windows: the global window never ends")
+    return in_one
+
+
+def record_plan(
+    plan: AggregationPlan, ledger: Ledger, label: str, *, max_applications: int | None
+) -> tuple[tuple[Grant, str], ...]:
+    """One ledger entry for the selection and for each release; the grants with their fingerprints."""
+    grants = []
+    if plan.selection is not None:
+        fingerprint = f"{plan.selection!r} {plan.bounds!r} {plan.privacy_unit}"
+        grant = ledger.record(
+            label=f"{label}/{SELECTION}",
+            mechanism=repr(plan.selection.rule),
+            guarantee=plan.selection.guarantee,
+            max_applications=max_applications,
+            fingerprint=fingerprint,
+            loss=plan.selection.loss,
+            parameters={"bounds": {"partitions": plan.bounds.partitions}},
+        )
+        grants.append((grant, fingerprint))
+    for release in plan.releases:
+        fingerprint = repr(release)
+        grant = ledger.record(
+            label=f"{label}/{release.label}",
+            mechanism=f"{release.noise!r} on {release.statistic!r}",
+            guarantee=release.guarantee,
+            max_applications=max_applications,
+            fingerprint=fingerprint,
+            loss=release.loss,
+            parameters=release.parameters(),
+        )
+        grants.append((grant, fingerprint))
+    return tuple(grants)
+
+
+def result_schema(plan: AggregationPlan) -> pa.Schema:
+    """The columns of the output; keys, whose types the data decide, as null."""
+    nothing = zeros(plan, [pa.nulls(0) for _ in plan.by])
+    return release_block(plan, nothing, SecureSource().generator).schema
+
+
+@dataclass
+class _Work:
+    """What the DoFns carry to the workers."""
+
+    plan: AggregationPlan
+    public: PublicPartitions | None
+    buckets: int
+    blocks: int
+    in_one_window: bool
+    grants: tuple[tuple[Grant, str], ...] = ()
+
+    def check_grants(self) -> None:
+        """Returns if every release and the selection have their ledger entries.
+
+        Raises:
+            GrantError: one has none, or another one.
+        """
+        plan = self.plan
+        expected = [] if plan.selection is None else [f"{plan.selection!r} {plan.bounds!r} {plan.privacy_unit}"]
+        expected += [repr(release) for release in plan.releases]
+        if len(self.grants) != len(expected):
+            require_grant(None)
+        for (grant, _), fingerprint in zip(self.grants, expected, strict=True):
+            require_grant(grant).check(fingerprint)
+
+
+def bounded_sums(rows: beam.PCollection, work: _Work) -> tuple[beam.PCollection, beam.PCollection]:
+    """Batches to (block, partial sums), grouped, and the key types that occur, for `_Release`."""
+    cut_up = rows | "Cut" >> beam.ParDo(_Cut(work)).with_outputs(_TYPES, main="slices")
+    cut_up.slices.element_type = beam.typehints.KV[int, pa.RecordBatch]
+    cut_up[_TYPES].element_type = bytes
+    sums = (
+        cut_up.slices
+        | "GroupUnits" >> beam.GroupByKey()
+        | "Bound" >> beam.ParDo(_Bound(work)).with_output_types(tuple[int, pa.RecordBatch])
+    )
+    if work.in_one_window:
+        # Every block is released, also one without rows.
+        every = (
+            rows.pipeline
+            | "Blocks" >> beam.Create(list(range(work.blocks)))
+            | "Empty" >> beam.Map(_empty_block).with_output_types(tuple[int, pa.RecordBatch])
+        )
+        sums = (sums, every) | "Flatten" >> beam.Flatten()
+    return sums | "GroupPartitions" >> beam.GroupByKey(), cut_up[_TYPES]
+
+
+def _empty_block(block: int) -> tuple[int, pa.RecordBatch]:
+    return block, pa.RecordBatch.from_arrays([], names=[])
+
+
+class _Cut(beam.DoFn):
+    """Batches to (bucket, slice): the columns needed, the rows of public partitions, large slices."""
+
+    def __init__(self, work: _Work) -> None:
+        self._work = work
+        self._columns = Columns.of(work.plan)
+
+    def start_bundle(self) -> None:
+        self._held: dict[BoundedWindow, list[pa.RecordBatch]] = {}
+        self._rows = 0
+        self._types: dict[BoundedWindow, dict[bytes, None]] = {}
+
+    def process(
+        self, batch: pa.RecordBatch, window: Any = beam.DoFn.WindowParam
+    ) -> Iterable[tuple[int, pa.RecordBatch]]:
+        missing = [n for n in (*self._columns.key_names, *self._columns.numbers) if n not in batch.schema.names]
+        if missing:
+            raise InputError(f"no column {missing[0]!r} in the input; a batch must have all that are named")
+        selected = self._columns.select(batch)
+        keys = pa.schema([selected.schema.field(i) for i in range(1 + len(self._columns.by))])
+        self._types.setdefault(window, {})[keys.serialize().to_pybytes()] = None
+        self._held.setdefault(window, []).append(selected)
+        self._rows += selected.num_rows
+        return self._flush(window) if self._rows >= _HELD_ROWS else ()
+
+    def finish_bundle(self) -> Iterator[WindowedValue | pvalue.TaggedOutput]:
+        for one, types in self._types.items():
+            for kinds in types:
+                yield pvalue.TaggedOutput(_TYPES, WindowedValue(kinds, one.max_timestamp(), (one,)))
+        for one in list(self._held):
+            for item in self._flush(one):
+                yield WindowedValue(item, one.max_timestamp(), (one,))
+
+    def _flush(self, window: BoundedWindow) -> Iterator[tuple[int, pa.RecordBatch]]:
+        held = self._held.pop(window, [])
+        self._rows -= sum(batch.num_rows for batch in held)
+        if held:
+            rows = self._columns.concat(held)
+            if self._work.public is not None:
+                rows = self._work.public.keep(self._columns, rows)
+            yield from cut_by_unit(self._columns, rows, self._work.buckets)
+
+
+class _Bound(beam.DoFn):
+    """(bucket, slices) to (block, partial sums); sums of several buckets are added before they go on."""
+
+    def __init__(self, work: _Work) -> None:
+        self._work = work
+
+    def setup(self) -> None:
+        self._source = SecureSource()
+
+    def start_bundle(self) -> None:
+        self._source.rekey()
+        self._mergers: dict[BoundedWindow, Merger] = {}
+
+    def process(
+        self, bucket: tuple[int, Iterable[pa.RecordBatch]], window: Any = beam.DoFn.WindowParam
+    ) -> Iterable[tuple[int, pa.RecordBatch]]:
+        merger = self._mergers.setdefault(window, Merger())
+        merger.add(bucket_sums(self._work.plan, bucket[1], self._work.buckets, self._source.generator))
+        return self._flush(merger) if len(merger) > _FLUSH_PARTITIONS else ()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for one, merger in self._mergers.items():
+            for item in self._flush(merger):
+                yield WindowedValue(item, one.max_timestamp(), (one,))
+
+    def _flush(self, merger: Merger) -> Iterator[tuple[int, pa.RecordBatch]]:
+        sums = merger.result()
+        if sums is not None and len(sums):
+            yield from cut(sums.to_batch(), _blocks_of(sums.keys, self._work.blocks), self._work.blocks)
+
+
+def _blocks_of(keys: Sequence[pa.Array], blocks: int) -> np.ndarray:
+    # Other bits than those that make buckets of units: a unit may be its own partition.
+    return (hash_keys(keys) // np.uint64(1 << 32) % np.uint64(blocks)).astype(np.int64)
+
+
+class _Release(beam.DoFn):
+    """(block, partial sums) to noisy rows: the one place where noise is drawn."""
+
+    def __init__(self, work: _Work) -> None:
+        self._work = work
+
+    def setup(self) -> None:
+        self._work.check_grants()
+        self._source = SecureSource()
+
+    def start_bundle(self) -> None:
+        self._source.rekey()
+
+    def process(self, block: tuple[int, Iterable[pa.RecordBatch]], types: Iterable[bytes]) -> Iterator[pa.RecordBatch]:
+        number, batches = block
+        work, plan = self._work, self._work.plan
+        schemas = [pa.ipc.read_schema(pa.py_buffer(kind)) for kind in types]
+        names = Columns.of(plan).key_names
+        kinds = [common_type([schema.field(i).type for schema in schemas], name) for i, name in enumerate(names)]
+        merger = Merger()
+        merger.add(Partials.from_batch(batch) for batch in batches if batch.num_rows)
+        sums = _with_block(work, number, merger.result(), kinds[1:])
+        released = release_block(plan, sums, self._source.generator)
+        # Of fixed windows, only those with partitions to show may be seen.
+        if work.in_one_window or released.num_rows:
+            yield released
+
+
+def _with_block(work: _Work, index: int, sums: Partials | None, kinds: Sequence[pa.DataType]) -> Partials:
+    """The sums of a block with all of its public partitions, and with the key types of the data."""
+    plan = work.plan
+    if work.public is None:
+        none = [pa.array([], pa.string() if pa.types.is_null(kind) else kind) for kind in kinds]
+        return zeros(plan, none) if sums is None else sums
+    keys = work.public.typed(kinds, plan.by)
+    mine = pa.array(_blocks_of(keys, work.blocks) == index)
+    public = zeros(plan, [key.filter(mine) for key in keys])
+    if sums is None:
+        return public
+    whole = merge([public, sums])
+    if len(whole) != len(public):
+        raise BeamDpError("a block has partitions that are not public")
+    return whole
