@@ -19,8 +19,7 @@ import pyarrow.compute as pc
 
 from beam_dp.aggregate.bounds import Bounds, Codes, thin_rows
 from beam_dp.aggregate.columns import concat_columns, hash_keys, key_codes, key_column, number_column
-from beam_dp.aggregate.partials import Partials, add_up
-from beam_dp.aggregate.release import AggregationPlan
+from beam_dp.aggregate.partials import Partials, SumPlan, add_up
 from beam_dp.errors import InputError
 from beam_dp.mechanisms.coins import random_words
 
@@ -44,9 +43,10 @@ class Columns:
     numbers: tuple[str, ...]
 
     @classmethod
-    def of(cls, plan: AggregationPlan) -> Columns:
+    def of(cls, plan: SumPlan) -> Columns:
         """Those of a plan."""
-        return cls(plan.privacy_unit, plan.by, plan.value_columns)
+        columns = (statistic.column for statistic in plan.statistics)
+        return cls(plan.privacy_unit, plan.by, tuple(dict.fromkeys(c for c in columns if c is not None)))
 
     @property
     def key_names(self) -> tuple[str, ...]:
@@ -108,7 +108,7 @@ def cut(rows: pa.RecordBatch, place: Codes, count: int) -> Iterator[tuple[int, p
 
 
 def bucket_sums(
-    plan: AggregationPlan,
+    plan: SumPlan,
     slices: Iterable[pa.RecordBatch],
     buckets: int,
     rng: np.random.Generator,
@@ -142,7 +142,7 @@ def _until(stream: Iterator[pa.RecordBatch], most_rows: int) -> tuple[list[pa.Re
     return held, False
 
 
-def _sums(plan: AggregationPlan, columns: Columns, rows: pa.RecordBatch, rng: np.random.Generator) -> Partials:
+def _sums(plan: SumPlan, columns: Columns, rows: pa.RecordBatch, rng: np.random.Generator) -> Partials:
     return add_up(columns.units(rows), columns.keys(rows), columns.values(rows), plan.statistics, plan.bounds, rng)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from beam_dp.accounting.loss import ParametersLoss, PrivacyLoss
 from beam_dp.accounting.pld import pld_epsilon
@@ -123,6 +123,15 @@ class SelectionRelease:
     rule: KeepRule
     guarantee: CentralGuarantee
     loss: PrivacyLoss | None
+
+    @property
+    def mechanism(self) -> str:
+        """What the ledger calls it."""
+        return repr(self.rule)
+
+    def parameters(self) -> dict[str, Any]:
+        """Sensitivity for the ledger: a unit counts once in a partition."""
+        return {"sensitivity": {"units_per_partition": 1}}
 
 
 def split_budget(

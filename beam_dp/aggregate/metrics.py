@@ -310,8 +310,8 @@ class Variance(_OfColumn):
     """The (population) variance of clamped numbers, clamped to [0, range²/4]. ``variance_COLUMN``, float64.
 
     E[(x - middle)²] - E[x - middle]² from three statistics: the number of values, Σ(x - middle), and
-    Σ((x - middle)² - halfrange²/2), whose sensitivity is half of that of the squares. The interval holds all values that
-    the three, each in its own interval of 98.3%, allow, so it covers at least 95%; ``noise_stddev`` as for `Mean`.
+    Σ((x - middle)² - halfrange²/2), whose sensitivity is half of that of the squares. The interval holds all values
+    that the three, each in its own interval of 98.3%, allow, so it covers at least 95%; ``noise_stddev`` as for `Mean`.
     """
 
     @property

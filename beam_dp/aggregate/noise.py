@@ -66,23 +66,18 @@ class Release:
         """L1, in steps: how much one unit changes one partition."""
         return self.statistic.partition_sensitivity(self.bounds) >> self.shift
 
+    @property
+    def mechanism(self) -> str:
+        """What the ledger calls it."""
+        return f"{self.noise!r} on {self.statistic!r}"
+
     def parameters(self) -> dict[str, Any]:
-        """What the ledger shows beside the guarantee; in the units of the statistic."""
-        bounds = self.bounds
+        """Sensitivity and noise for the ledger, in the units of the statistic."""
         per_partition = self.partition_sensitivity * self.step
+        partitions = self.bounds.partitions
         return {
-            "neighbours": f"all rows of one {self.guarantee.privacy_unit} added or removed",
-            "bounds": {"partitions": bounds.partitions, "rows_per_partition": bounds.rows_per_partition},
-            "sensitivity": {
-                "l1": bounds.partitions * per_partition,
-                "l2": math.sqrt(bounds.partitions) * per_partition,
-            },
+            "sensitivity": {"l1": partitions * per_partition, "l2": math.sqrt(partitions) * per_partition},
             "noise": {"law": repr(self.noise), "step": self.step, "stddev": self.noise.stddev * self.step},
-            "composition_over_partitions": (
-                "parallel: a unit is in one partition, by enforcement"
-                if bounds.partitions == 1
-                else f"a unit is in at most {bounds.partitions} partitions, by enforcement"
-            ),
         }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,26 @@ from beam_dp.aggregate.statistics import TREE_LEAVES, LeafCounts, Rows, Statisti
 
 _KEY, _DENSE, _LEAVES, _COUNTS = "key", "dense", "leaves", "counts"
 _MERGE_ROWS = 1 << 18
+
+
+class SumPlan(Protocol):
+    """What is bounded and added up."""
+
+    @property
+    def by(self) -> tuple[str, ...]:
+        """The key columns."""
+
+    @property
+    def privacy_unit(self) -> str:
+        """The column whose values are protected."""
+
+    @property
+    def bounds(self) -> Bounds:
+        """Of a unit's contribution."""
+
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """What is added up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,3 +216,11 @@ class Merger:
         parts, self._parts = self._parts, []
         self._rows = self._merged_rows = 0
         return merge(parts) if parts else None
+
+
+def zeros(plan: SumPlan, keys: Sequence[pa.Array]) -> Partials:
+    """The sums of partitions without rows."""
+    width = sum(statistic.width for statistic in plan.statistics if not statistic.is_sparse)
+    nothing = Sparse(np.empty(0, np.int64), np.empty(0, np.int64))
+    trees = tuple(nothing for statistic in plan.statistics if statistic.is_sparse)
+    return Partials(tuple(keys), np.zeros((len(keys[0]), width), np.int64), trees)

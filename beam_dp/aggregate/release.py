@@ -13,7 +13,7 @@ from beam_dp.aggregate.bounds import Bounds, Codes
 from beam_dp.aggregate.budget import SelectionRelease
 from beam_dp.aggregate.metrics import Metric, Noised, NoisyTree
 from beam_dp.aggregate.noise import Release
-from beam_dp.aggregate.partials import Partials, Sparse
+from beam_dp.aggregate.partials import Partials
 from beam_dp.aggregate.statistics import Statistic, Total, UnitCount, shifted_total
 
 
@@ -44,15 +44,9 @@ class AggregationPlan:
         return (*units, *(release.statistic for release in self.releases))
 
     @property
-    def value_columns(self) -> tuple[str, ...]:
-        """The columns that hold numbers, each once."""
-        columns = (statistic.column for statistic in self.statistics)
-        return tuple(dict.fromkeys(column for column in columns if column is not None))
-
-    @property
-    def width(self) -> int:
-        """Integers of all dense statistics side by side."""
-        return sum(statistic.width for statistic in self.statistics if not statistic.is_sparse)
+    def items(self) -> tuple[SelectionRelease | Release, ...]:
+        """Everything that is released: the selection, if there is one, and the statistics."""
+        return (*(() if self.selection is None else (self.selection,)), *self.releases)
 
 
 def release_block(plan: AggregationPlan, sums: Partials, rng: np.random.Generator) -> pa.RecordBatch:
@@ -105,13 +99,3 @@ def _key_order(keys: Sequence[pa.Array]) -> Codes:
     table = pa.table(list(keys), names=names)
     order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in sortable])
     return order.to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def zeros(plan: AggregationPlan, keys: Sequence[pa.Array]) -> Partials:
-    """Sums of partitions without rows."""
-    sparse = [s for s in plan.statistics if s.is_sparse]
-    return Partials(tuple(keys), np.zeros((len(keys[0]), plan.width), np.int64), tuple(_empty_tree() for _ in sparse))
-
-
-def _empty_tree() -> Sparse:
-    return Sparse(np.empty(0, np.int64), np.empty(0, np.int64))

@@ -1,39 +1,34 @@
 """`Aggregate`: differentially private statistics of groups of rows, with a privacy unit that has many rows.
 
-The graph: rows are cut by hash(unit) into buckets and meet once, in one GroupByKey of Arrow slices; a bucket is bounded
-and added up to partial sums of partitions; these meet in a second GroupByKey by hash(partition) in blocks; a block is
-selected and noised in one call, and made firm by a reshuffle, so that of several attempts one alone is seen.
+The graph: `beam_dp.aggregate.sums` gives the exact sums of a block of partitions; a block is selected and noised in one
+call, and made firm by a reshuffle, so that of several attempts one alone is seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 from apache_beam import pvalue
 from apache_beam.transforms import trigger, window
 from apache_beam.transforms.display import DisplayDataItem
-from apache_beam.transforms.window import BoundedWindow
-from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_dp.accounting.ledger import Grant, Ledger, require_grant
 from beam_dp.accounting.pipeline import full_label, ledger_of
 from beam_dp.aggregate.bounds import Bounds
-from beam_dp.aggregate.buckets import Columns, PublicPartitions, bucket_sums, cut, cut_by_unit
+from beam_dp.aggregate.buckets import PublicPartitions
 from beam_dp.aggregate.budget import SELECTION, Budget, PrivateSelection, Selection, split_budget
-from beam_dp.aggregate.columns import common_type, hash_keys, key_column
+from beam_dp.aggregate.columns import key_column
 from beam_dp.aggregate.metrics import Metric
 from beam_dp.aggregate.noise import GaussianNoise, LaplaceNoise, NoiseFamily
-from beam_dp.aggregate.partials import Merger, Partials, merge
-from beam_dp.aggregate.release import AggregationPlan, release_block, zeros
-from beam_dp.aggregate.rows import RowsToBatches, batch_to_dicts, batch_to_rows, row_hint
+from beam_dp.aggregate.partials import zeros
+from beam_dp.aggregate.release import AggregationPlan, release_block
+from beam_dp.aggregate.rows import batch_to_dicts, batch_to_rows, row_hint
+from beam_dp.aggregate.sums import DEFAULT_BUCKETS, SumWork, as_batches, block_sums, bounded_sums
 from beam_dp.errors import (
     ArgumentError,
-    BeamDpError,
     InputError,
     describe_kind,
     require_choice,
@@ -45,12 +40,6 @@ from beam_dp.randomness import SecureSource
 
 KINDS = ("dict", "row", "record_batch")
 NOISES: dict[str, type[LaplaceNoise] | type[GaussianNoise]] = {"laplace": LaplaceNoise, "gaussian": GaussianNoise}
-DEFAULT_BUCKETS = 64
-
-_TYPES = "types"
-_HELD_ROWS = 1 << 19
-_FLUSH_PARTITIONS = 1 << 20
-_BLOCKS_PER_BUCKET = 8
 
 
 class Aggregate(beam.PTransform):
@@ -138,22 +127,18 @@ class Aggregate(beam.PTransform):
                 "select privately, or put the window's start into a column of by"
             )
         plan = self._plan
-        work = _Work(plan, self._public, self._buckets, max(1, self._buckets // _BLOCKS_PER_BUCKET), in_one_window)
-        work.grants = record_plan(
+        work = SumWork(plan, self._public, self._buckets, in_one_window)
+        grants = record_plan(
             plan,
             ledger_of(pcoll, self._ledger),
             full_label(pcoll.pipeline, self.label),
             max_applications=1 if in_one_window else self._max_windows,
         )
-        rows = pcoll
-        if kind != "record_batch":
-            columns = Columns.of(plan)
-            door = RowsToBatches(kind, pcoll.element_type, columns.key_names, columns.numbers)
-            rows = pcoll | "Batch" >> beam.ParDo(door).with_output_types(pa.RecordBatch)
-        sums, types = bounded_sums(rows, work)
+        sums, types = bounded_sums(as_batches(pcoll, kind, plan), work)
+        release = beam.ParDo(_Release(work, plan, grants), pvalue.AsIter(types)).with_output_types(pa.RecordBatch)
         released = (
             sums
-            | "Release" >> beam.ParDo(_Release(work), pvalue.AsIter(types)).with_output_types(pa.RecordBatch)
+            | "Release" >> release
             # Whatever comes after sees one attempt of the draws.
             | "Materialise" >> beam.Reshuffle()
         )
@@ -281,36 +266,62 @@ def require_firing_once(pcoll: beam.PCollection, what: str) -> bool:
     return in_one
 
 
+def _fingerprints(plan: AggregationPlan) -> list[tuple[str, str]]:
+    """What runs, for the comparison with the ledger: (name, fingerprint) of the selection and of each release."""
+    found = [] if plan.selection is None else [(SELECTION, f"{plan.selection!r} {plan.bounds!r} {plan.privacy_unit}")]
+    return found + [(release.label, repr(release)) for release in plan.releases]
+
+
 def record_plan(
-    plan: AggregationPlan, ledger: Ledger, label: str, *, max_applications: int | None
-) -> tuple[tuple[Grant, str], ...]:
-    """One ledger entry for the selection and for each release; the grants with their fingerprints."""
+    plan: AggregationPlan, ledger: Ledger, label: str, *, max_applications: int | None, enforced: bool = True
+) -> tuple[Grant, ...]:
+    """One ledger entry, and its grant, for the selection and for each release.
+
+    Args:
+        plan: what is released.
+        ledger: where.
+        label: of the transform.
+        max_applications: how many windows a unit is in; None if unknown.
+        enforced: whether contribution bounds are enforced, or what the caller says of the data.
+    """
     grants = []
-    if plan.selection is not None:
-        fingerprint = f"{plan.selection!r} {plan.bounds!r} {plan.privacy_unit}"
+    for (name, fingerprint), item in zip(_fingerprints(plan), plan.items, strict=True):
         grant = ledger.record(
-            label=f"{label}/{SELECTION}",
-            mechanism=repr(plan.selection.rule),
-            guarantee=plan.selection.guarantee,
+            label=f"{label}/{name}",
+            mechanism=item.mechanism,
+            guarantee=item.guarantee,
             max_applications=max_applications,
             fingerprint=fingerprint,
-            loss=plan.selection.loss,
-            parameters={"bounds": {"partitions": plan.bounds.partitions}},
+            loss=item.loss,
+            parameters=item.parameters() | bounds_parameters(plan, enforced),
         )
-        grants.append((grant, fingerprint))
-    for release in plan.releases:
-        fingerprint = repr(release)
-        grant = ledger.record(
-            label=f"{label}/{release.label}",
-            mechanism=f"{release.noise!r} on {release.statistic!r}",
-            guarantee=release.guarantee,
-            max_applications=max_applications,
-            fingerprint=fingerprint,
-            loss=release.loss,
-            parameters=release.parameters(),
-        )
-        grants.append((grant, fingerprint))
+        grants.append(grant)
     return tuple(grants)
+
+
+def bounds_parameters(plan: AggregationPlan, enforced: bool) -> dict[str, Any]:
+    """What the ledger says of the privacy unit and its bounds."""
+    bounds = plan.bounds
+    how = "by enforcement" if enforced else "as the caller declares: nothing enforces it"
+    return {
+        "neighbours": f"all rows of one {plan.privacy_unit} added or removed",
+        "bounds": {"partitions": bounds.partitions, "rows_per_partition": bounds.rows_per_partition, "hold": how},
+        "composition_over_partitions": f"{'parallel' if bounds.partitions == 1 else 'basic'}: a unit is in at most "
+        f"{bounds.partitions} of them, {how}",
+    }
+
+
+def check_grants(plan: AggregationPlan, grants: Sequence[object]) -> None:
+    """Returns if the selection and every release of ``plan`` have their ledger entries.
+
+    Raises:
+        GrantError: one has none, or another one.
+    """
+    found = _fingerprints(plan)
+    if len(grants) != len(found):
+        require_grant(None)
+    for grant, (_, fingerprint) in zip(grants, found, strict=True):
+        require_grant(grant).check(fingerprint)
 
 
 def result_schema(plan: AggregationPlan) -> pa.Schema:
@@ -319,176 +330,24 @@ def result_schema(plan: AggregationPlan) -> pa.Schema:
     return release_block(plan, nothing, SecureSource().generator).schema
 
 
-@dataclass
-class _Work:
-    """What the DoFns carry to the workers."""
-
-    plan: AggregationPlan
-    public: PublicPartitions | None
-    buckets: int
-    blocks: int
-    in_one_window: bool
-    grants: tuple[tuple[Grant, str], ...] = ()
-
-    def check_grants(self) -> None:
-        """Returns if every release and the selection have their ledger entries.
-
-        Raises:
-            GrantError: one has none, or another one.
-        """
-        plan = self.plan
-        expected = [] if plan.selection is None else [f"{plan.selection!r} {plan.bounds!r} {plan.privacy_unit}"]
-        expected += [repr(release) for release in plan.releases]
-        if len(self.grants) != len(expected):
-            require_grant(None)
-        for (grant, _), fingerprint in zip(self.grants, expected, strict=True):
-            require_grant(grant).check(fingerprint)
-
-
-def bounded_sums(rows: beam.PCollection, work: _Work) -> tuple[beam.PCollection, beam.PCollection]:
-    """Batches to (block, partial sums), grouped, and the key types that occur, for `_Release`."""
-    cut_up = rows | "Cut" >> beam.ParDo(_Cut(work)).with_outputs(_TYPES, main="slices")
-    cut_up.slices.element_type = beam.typehints.KV[int, pa.RecordBatch]
-    cut_up[_TYPES].element_type = bytes
-    sums = (
-        cut_up.slices
-        | "GroupUnits" >> beam.GroupByKey()
-        | "Bound" >> beam.ParDo(_Bound(work)).with_output_types(tuple[int, pa.RecordBatch])
-    )
-    if work.in_one_window:
-        # Every block is released, also one without rows.
-        every = (
-            rows.pipeline
-            | "Blocks" >> beam.Create(list(range(work.blocks)))
-            | "Empty" >> beam.Map(_empty_block).with_output_types(tuple[int, pa.RecordBatch])
-        )
-        sums = (sums, every) | "Flatten" >> beam.Flatten()
-    return sums | "GroupPartitions" >> beam.GroupByKey(), cut_up[_TYPES]
-
-
-def _empty_block(block: int) -> tuple[int, pa.RecordBatch]:
-    return block, pa.RecordBatch.from_arrays([], names=[])
-
-
-class _Cut(beam.DoFn):
-    """Batches to (bucket, slice): the columns needed, the rows of public partitions, large slices."""
-
-    def __init__(self, work: _Work) -> None:
-        self._work = work
-        self._columns = Columns.of(work.plan)
-
-    def start_bundle(self) -> None:
-        self._held: dict[BoundedWindow, list[pa.RecordBatch]] = {}
-        self._rows = 0
-        self._types: dict[BoundedWindow, dict[bytes, None]] = {}
-
-    def process(
-        self, batch: pa.RecordBatch, window: Any = beam.DoFn.WindowParam
-    ) -> Iterable[tuple[int, pa.RecordBatch]]:
-        missing = [n for n in (*self._columns.key_names, *self._columns.numbers) if n not in batch.schema.names]
-        if missing:
-            raise InputError(f"no column {missing[0]!r} in the input; a batch must have all that are named")
-        selected = self._columns.select(batch)
-        keys = pa.schema([selected.schema.field(i) for i in range(1 + len(self._columns.by))])
-        self._types.setdefault(window, {})[keys.serialize().to_pybytes()] = None
-        self._held.setdefault(window, []).append(selected)
-        self._rows += selected.num_rows
-        return self._flush(window) if self._rows >= _HELD_ROWS else ()
-
-    def finish_bundle(self) -> Iterator[WindowedValue | pvalue.TaggedOutput]:
-        for one, types in self._types.items():
-            for kinds in types:
-                yield pvalue.TaggedOutput(_TYPES, WindowedValue(kinds, one.max_timestamp(), (one,)))
-        for one in list(self._held):
-            for item in self._flush(one):
-                yield WindowedValue(item, one.max_timestamp(), (one,))
-
-    def _flush(self, window: BoundedWindow) -> Iterator[tuple[int, pa.RecordBatch]]:
-        held = self._held.pop(window, [])
-        self._rows -= sum(batch.num_rows for batch in held)
-        if held:
-            rows = self._columns.concat(held)
-            if self._work.public is not None:
-                rows = self._work.public.keep(self._columns, rows)
-            yield from cut_by_unit(self._columns, rows, self._work.buckets)
-
-
-class _Bound(beam.DoFn):
-    """(bucket, slices) to (block, partial sums); sums of several buckets are added before they go on."""
-
-    def __init__(self, work: _Work) -> None:
-        self._work = work
-
-    def setup(self) -> None:
-        self._source = SecureSource()
-
-    def start_bundle(self) -> None:
-        self._source.rekey()
-        self._mergers: dict[BoundedWindow, Merger] = {}
-
-    def process(
-        self, bucket: tuple[int, Iterable[pa.RecordBatch]], window: Any = beam.DoFn.WindowParam
-    ) -> Iterable[tuple[int, pa.RecordBatch]]:
-        merger = self._mergers.setdefault(window, Merger())
-        merger.add(bucket_sums(self._work.plan, bucket[1], self._work.buckets, self._source.generator))
-        return self._flush(merger) if len(merger) > _FLUSH_PARTITIONS else ()
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        for one, merger in self._mergers.items():
-            for item in self._flush(merger):
-                yield WindowedValue(item, one.max_timestamp(), (one,))
-
-    def _flush(self, merger: Merger) -> Iterator[tuple[int, pa.RecordBatch]]:
-        sums = merger.result()
-        if sums is not None and len(sums):
-            yield from cut(sums.to_batch(), _blocks_of(sums.keys, self._work.blocks), self._work.blocks)
-
-
-def _blocks_of(keys: Sequence[pa.Array], blocks: int) -> np.ndarray:
-    # Other bits than those that make buckets of units: a unit may be its own partition.
-    return (hash_keys(keys) // np.uint64(1 << 32) % np.uint64(blocks)).astype(np.int64)
-
-
 class _Release(beam.DoFn):
     """(block, partial sums) to noisy rows: the one place where noise is drawn."""
 
-    def __init__(self, work: _Work) -> None:
+    def __init__(self, work: SumWork, plan: AggregationPlan, grants: Sequence[Grant]) -> None:
         self._work = work
+        self._plan = plan
+        self._grants = grants
 
     def setup(self) -> None:
-        self._work.check_grants()
+        check_grants(self._plan, self._grants)
         self._source = SecureSource()
 
     def start_bundle(self) -> None:
         self._source.rekey()
 
     def process(self, block: tuple[int, Iterable[pa.RecordBatch]], types: Iterable[bytes]) -> Iterator[pa.RecordBatch]:
-        number, batches = block
-        work, plan = self._work, self._work.plan
-        schemas = [pa.ipc.read_schema(pa.py_buffer(kind)) for kind in types]
-        names = Columns.of(plan).key_names
-        kinds = [common_type([schema.field(i).type for schema in schemas], name) for i, name in enumerate(names)]
-        merger = Merger()
-        merger.add(Partials.from_batch(batch) for batch in batches if batch.num_rows)
-        sums = _with_block(work, number, merger.result(), kinds[1:])
-        released = release_block(plan, sums, self._source.generator)
+        sums = block_sums(self._work, block[0], block[1], types)
+        released = release_block(self._plan, sums, self._source.generator)
         # Of fixed windows, only those with partitions to show may be seen.
-        if work.in_one_window or released.num_rows:
+        if self._work.in_one_window or released.num_rows:
             yield released
-
-
-def _with_block(work: _Work, index: int, sums: Partials | None, kinds: Sequence[pa.DataType]) -> Partials:
-    """The sums of a block with all of its public partitions, and with the key types of the data."""
-    plan = work.plan
-    if work.public is None:
-        none = [pa.array([], pa.string() if pa.types.is_null(kind) else kind) for kind in kinds]
-        return zeros(plan, none) if sums is None else sums
-    keys = work.public.typed(kinds, plan.by)
-    mine = pa.array(_blocks_of(keys, work.blocks) == index)
-    public = zeros(plan, [key.filter(mine) for key in keys])
-    if sums is None:
-        return public
-    whole = merge([public, sums])
-    if len(whole) != len(public):
-        raise BeamDpError("a block has partitions that are not public")
-    return whole

@@ -1,0 +1,202 @@
+"""The graph up to the exact sums: buckets of units, contribution bounding, blocks of partitions.
+
+Rows are cut by hash(unit) into buckets and meet once, in one GroupByKey of Arrow slices; a bucket is bounded and added
+up to partial sums of partitions; these meet in a second GroupByKey by hash(partition) in blocks, in which every
+partition is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam import pvalue
+from apache_beam.transforms.window import BoundedWindow
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam_dp.aggregate.buckets import Columns, PublicPartitions, bucket_sums, cut, cut_by_unit
+from beam_dp.aggregate.columns import common_type, hash_keys
+from beam_dp.aggregate.partials import Merger, Partials, SumPlan, merge, zeros
+from beam_dp.aggregate.rows import RowsToBatches
+from beam_dp.errors import BeamDpError, InputError
+from beam_dp.io import batches as _coder  # noqa: F401  (registers the coder of RecordBatch)
+from beam_dp.randomness import SecureSource
+
+DEFAULT_BUCKETS = 64
+
+_TYPES = "types"
+_HELD_ROWS = 1 << 19
+_FLUSH_PARTITIONS = 1 << 20
+_BUCKETS_PER_BLOCK = 8
+
+
+@dataclass(frozen=True)
+class SumWork:
+    """What the DoFns carry to the workers.
+
+    Attributes:
+        plan: what is bounded and added up.
+        public: the partitions, where they are public; rows of others are dropped.
+        buckets: into how many parts the units are cut.
+        in_one_window: whether all rows are in the global window.
+    """
+
+    plan: SumPlan
+    public: PublicPartitions | None
+    buckets: int
+    in_one_window: bool
+
+    @property
+    def blocks(self) -> int:
+        """Into how many parts the partitions are cut."""
+        return max(1, self.buckets // _BUCKETS_PER_BLOCK)
+
+
+def as_batches(rows: beam.PCollection, kind: str, plan: SumPlan) -> beam.PCollection:
+    """Rows of a kind as batches of the columns that the plan needs; batches as they are."""
+    if kind == "record_batch":
+        return rows
+    columns = Columns.of(plan)
+    door = RowsToBatches(kind, rows.element_type, columns.key_names, columns.numbers)
+    return rows | "Batch" >> beam.ParDo(door).with_output_types(pa.RecordBatch)
+
+
+def bounded_sums(rows: beam.PCollection, work: SumWork) -> tuple[beam.PCollection, beam.PCollection]:
+    """Batches to exact sums.
+
+    Returns:
+        (block, its partial sums), grouped, every block once a window; and the key types that occur: both for
+        `block_sums`.
+    """
+    cut_up = rows | "Cut" >> beam.ParDo(_Cut(work)).with_outputs(_TYPES, main="slices")
+    cut_up.slices.element_type = beam.typehints.KV[int, pa.RecordBatch]
+    cut_up[_TYPES].element_type = bytes
+    sums = (
+        cut_up.slices
+        | "GroupUnits" >> beam.GroupByKey()
+        | "Bound" >> beam.ParDo(_Bound(work)).with_output_types(tuple[int, pa.RecordBatch])
+    )
+    if work.in_one_window:
+        # Every block is released, also one without rows.
+        every = (
+            rows.pipeline
+            | "Blocks" >> beam.Create(list(range(work.blocks)))
+            | "Empty" >> beam.Map(_empty_block).with_output_types(tuple[int, pa.RecordBatch])
+        )
+        sums = (sums, every) | "Flatten" >> beam.Flatten()
+    return sums | "GroupPartitions" >> beam.GroupByKey(), cut_up[_TYPES]
+
+
+def _empty_block(block: int) -> tuple[int, pa.RecordBatch]:
+    return block, pa.RecordBatch.from_arrays([], names=[])
+
+
+class _Cut(beam.DoFn):
+    """Batches to (bucket, slice): the columns needed, the rows of public partitions, large slices."""
+
+    def __init__(self, work: SumWork) -> None:
+        self._work = work
+        self._columns = Columns.of(work.plan)
+
+    def start_bundle(self) -> None:
+        self._held: dict[BoundedWindow, list[pa.RecordBatch]] = {}
+        self._rows = 0
+        self._types: dict[BoundedWindow, dict[bytes, None]] = {}
+
+    def process(
+        self, batch: pa.RecordBatch, window: Any = beam.DoFn.WindowParam
+    ) -> Iterable[tuple[int, pa.RecordBatch]]:
+        missing = [n for n in (*self._columns.key_names, *self._columns.numbers) if n not in batch.schema.names]
+        if missing:
+            raise InputError(f"no column {missing[0]!r} in the input; a batch must have all that are named")
+        selected = self._columns.select(batch)
+        keys = pa.schema([selected.schema.field(i) for i in range(1 + len(self._columns.by))])
+        self._types.setdefault(window, {})[keys.serialize().to_pybytes()] = None
+        self._held.setdefault(window, []).append(selected)
+        self._rows += selected.num_rows
+        return self._flush(window) if self._rows >= _HELD_ROWS else ()
+
+    def finish_bundle(self) -> Iterator[WindowedValue | pvalue.TaggedOutput]:
+        for one, types in self._types.items():
+            for kinds in types:
+                yield pvalue.TaggedOutput(_TYPES, WindowedValue(kinds, one.max_timestamp(), (one,)))
+        for one in list(self._held):
+            for item in self._flush(one):
+                yield WindowedValue(item, one.max_timestamp(), (one,))
+
+    def _flush(self, window: BoundedWindow) -> Iterator[tuple[int, pa.RecordBatch]]:
+        held = self._held.pop(window, [])
+        self._rows -= sum(batch.num_rows for batch in held)
+        if held:
+            rows = self._columns.concat(held)
+            if self._work.public is not None:
+                rows = self._work.public.keep(self._columns, rows)
+            yield from cut_by_unit(self._columns, rows, self._work.buckets)
+
+
+class _Bound(beam.DoFn):
+    """(bucket, slices) to (block, partial sums); sums of several buckets are added before they go on."""
+
+    def __init__(self, work: SumWork) -> None:
+        self._work = work
+
+    def setup(self) -> None:
+        self._source = SecureSource()
+
+    def start_bundle(self) -> None:
+        self._source.rekey()
+        self._mergers: dict[BoundedWindow, Merger] = {}
+
+    def process(
+        self, bucket: tuple[int, Iterable[pa.RecordBatch]], window: Any = beam.DoFn.WindowParam
+    ) -> Iterable[tuple[int, pa.RecordBatch]]:
+        merger = self._mergers.setdefault(window, Merger())
+        merger.add(bucket_sums(self._work.plan, bucket[1], self._work.buckets, self._source.generator))
+        return self._flush(merger) if len(merger) > _FLUSH_PARTITIONS else ()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for one, merger in self._mergers.items():
+            for item in self._flush(merger):
+                yield WindowedValue(item, one.max_timestamp(), (one,))
+
+    def _flush(self, merger: Merger) -> Iterator[tuple[int, pa.RecordBatch]]:
+        sums = merger.result()
+        if sums is not None and len(sums):
+            yield from cut(sums.to_batch(), blocks_of(sums.keys, self._work.blocks), self._work.blocks)
+
+
+def blocks_of(keys: Sequence[pa.Array], blocks: int) -> np.ndarray:
+    """The block of each partition, (P,) int64."""
+    # Other bits than those that make buckets of units: a unit may be its own partition.
+    return (hash_keys(keys) // np.uint64(1 << 32) % np.uint64(blocks)).astype(np.int64)
+
+
+def block_sums(work: SumWork, block: int, batches: Iterable[pa.RecordBatch], types: Iterable[bytes]) -> Partials:
+    """The whole sums of a block: all of its public partitions, or all that have rows.
+
+    Raises:
+        InputError: key columns were of different types in different batches, so that one unit may have counted as two.
+    """
+    plan = work.plan
+    schemas = [pa.ipc.read_schema(pa.py_buffer(kind)) for kind in types]
+    names = Columns.of(plan).key_names
+    _, *kinds = [common_type([schema.field(i).type for schema in schemas], name) for i, name in enumerate(names)]
+    merger = Merger()
+    merger.add(Partials.from_batch(batch) for batch in batches if batch.num_rows)
+    sums = merger.result()
+    if work.public is None:
+        none = [pa.array([], pa.string() if pa.types.is_null(kind) else kind) for kind in kinds]
+        return zeros(plan, none) if sums is None else sums
+    keys = work.public.typed(kinds, plan.by)
+    mine = pa.array(blocks_of(keys, work.blocks) == block)
+    public = zeros(plan, [key.filter(mine) for key in keys])
+    if sums is None:
+        return public
+    whole = merge([public, sums])
+    if len(whole) != len(public):
+        raise BeamDpError("a block has partitions that are not public")
+    return whole
