@@ -15,12 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from beam_dp.aggregate.bounds import Bounds, Codes, thin_rows
 from beam_dp.aggregate.columns import concat_columns, hash_keys, key_codes, key_column, number_column
 from beam_dp.aggregate.partials import Partials, SumPlan, add_up
-from beam_dp.errors import InputError
 from beam_dp.mechanisms.coins import random_words
 
 MEMORY_ROWS = 1 << 22
@@ -191,48 +189,3 @@ class _Spill:
         partitions, _ = key_codes(self._columns.keys(tagged))
         tags = tagged.column(tagged.num_columns - 1).to_numpy()
         return tagged.filter(pa.array(thin_rows(units, partitions, tags, self._bounds.rows_per_partition)))
-
-
-class PublicPartitions:
-    """A public list of partitions.
-
-    Args:
-        keys: one array for each key column, all of one length; no nulls.
-    """
-
-    def __init__(self, keys: Sequence[pa.Array]) -> None:
-        self._keys = tuple(keys)
-
-    def __len__(self) -> int:
-        return len(self._keys[0])
-
-    def typed(self, types: Sequence[pa.DataType], names: Sequence[str]) -> tuple[pa.Array, ...]:
-        """The keys in the types that the data have, each once.
-
-        Raises:
-            InputError: a key is none of that type.
-        """
-        arrays = []
-        for key, kind, name in zip(self._keys, types, names, strict=True):
-            try:
-                arrays.append(key if pa.types.is_null(kind) or kind == key.type else key.cast(kind))
-            except pa.ArrowException:
-                raise InputError(f"partitions: some public keys are no {kind}, which column {name!r} holds") from None
-        _, firsts = key_codes(arrays)
-        order = pa.array(np.sort(firsts))
-        return tuple(array.take(order) for array in arrays)
-
-    def keep(self, columns: Columns, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The selected rows whose partition is public."""
-        keys = columns.keys(rows)
-        public = self.typed([key.type for key in keys], columns.by)
-        if any(pa.types.is_null(key.type) for key in keys):
-            return rows.slice(0, 0)
-        if len(keys) == 1:
-            return rows.filter(pc.is_in(keys[0], value_set=public[0]))
-        size = len(public[0])
-        both = [pa.concat_arrays([a, b]) for a, b in zip(public, keys, strict=True)]
-        codes, _ = key_codes(both)
-        listed = np.zeros(int(codes.max(initial=0)) + 1, bool)
-        listed[codes[:size]] = True
-        return rows.filter(pa.array(listed[codes[size:]]))

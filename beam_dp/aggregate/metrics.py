@@ -85,13 +85,11 @@ class NoisyTree:
 
 
 class Metric(Protocol):
-    """What `Aggregate` takes: a frozen dataclass that says what to add up and what to make of it.
+    """What `Aggregate` takes: a frozen dataclass that says what to add up and what to make of it."""
 
-    Attributes:
-        weight: its part of the budget, relative to those of the others.
-    """
-
-    weight: float
+    @property
+    def weight(self) -> float:
+        """Its part of the budget, relative to those of the others."""
 
     @property
     def title(self) -> str:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from beam_dp.aggregate.bounds import Bounds, Codes, bound_contributions
 from beam_dp.aggregate.columns import concat_columns, key_codes
@@ -224,3 +225,15 @@ def zeros(plan: SumPlan, keys: Sequence[pa.Array]) -> Partials:
     nothing = Sparse(np.empty(0, np.int64), np.empty(0, np.int64))
     trees = tuple(nothing for statistic in plan.statistics if statistic.is_sparse)
     return Partials(tuple(keys), np.zeros((len(keys[0]), width), np.int64), trees)
+
+
+def key_order(keys: Sequence[pa.Array]) -> Codes:
+    """The order of ascending keys, nulls last: (P,) int64."""
+    names = [str(i) for i in range(len(keys))]
+    # Null-typed columns cannot be sorted, and need not be.
+    sortable = [name for name, key in zip(names, keys, strict=True) if not pa.types.is_null(key.type)]
+    if not sortable:
+        return np.arange(len(keys[0]))
+    table = pa.table(list(keys), names=names)
+    order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in sortable])
+    return order.to_numpy(zero_copy_only=False).astype(np.int64)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from beam_dp.aggregate.bounds import Bounds, Codes
+from beam_dp.aggregate.bounds import Bounds
 from beam_dp.aggregate.budget import SelectionRelease
 from beam_dp.aggregate.metrics import Metric, Noised, NoisyTree
 from beam_dp.aggregate.noise import Release
-from beam_dp.aggregate.partials import Partials
+from beam_dp.aggregate.partials import Partials, key_order
 from beam_dp.aggregate.statistics import Statistic, Total, UnitCount, shifted_total
 
 
@@ -63,7 +62,7 @@ def release_block(plan: AggregationPlan, sums: Partials, rng: np.random.Generato
     if plan.selection is not None:
         kept = plan.selection.rule.keep(sums.dense[:, 0], rng)
         sums = sums.take(np.flatnonzero(kept))
-    sums = sums.take(_key_order(sums.keys))
+    sums = sums.take(key_order(sums.keys))
     columns: dict[str, pa.Array] = dict(zip(plan.by, sums.keys, strict=True))
     released = _add_noise(plan, sums, rng)
     for metric in plan.metrics:
@@ -87,15 +86,3 @@ def _add_noise(plan: AggregationPlan, sums: Partials, rng: np.random.Generator) 
             exact = shifted_total(exact, release.shift)[:, None]
         noise = release.noise.sample(exact.size, rng).reshape(exact.shape)
         yield Noised(exact + noise, release.noise, release.step, release.shift > 0)
-
-
-def _key_order(keys: Sequence[pa.Array]) -> Codes:
-    """The order of ascending keys, nulls last: (P,) int64."""
-    names = [str(i) for i in range(len(keys))]
-    # Null-typed columns cannot be sorted, and need not be.
-    sortable = [name for name, key in zip(names, keys, strict=True) if not pa.types.is_null(key.type)]
-    if not sortable:
-        return np.arange(len(keys[0]))
-    table = pa.table(list(keys), names=names)
-    order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in sortable])
-    return order.to_numpy(zero_copy_only=False).astype(np.int64)

@@ -65,7 +65,7 @@ class RowsToBatches(beam.DoFn):
         except (KeyError, AttributeError, IndexError, TypeError):
             raise InputError(f"a row lacks one of the columns {', '.join(map(repr, self._names))}") from None
         arrays = [
-            _keys(values, name) if name in self._keys else _numbers(values)
+            _keys(values, name) if name in self._keys else numbers_of(values)
             for name, values in zip(self._names, columns, strict=True)
         ]
         return pa.RecordBatch.from_arrays(arrays, names=list(self._names))
@@ -100,7 +100,8 @@ def _keys(values: Sequence[Any], name: str) -> pa.Array:
         ) from None
 
 
-def _numbers(values: Sequence[Any]) -> pa.Array:
+def numbers_of(values: Sequence[Any]) -> pa.Array:
+    """Python values as float64, NaN where there is no number, infinite beyond the floats."""
     try:
         return pa.array(np.array(values, np.float64))
     except (TypeError, ValueError, OverflowError):

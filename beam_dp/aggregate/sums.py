@@ -18,20 +18,21 @@ from apache_beam import pvalue
 from apache_beam.transforms.window import BoundedWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_dp.aggregate.buckets import Columns, PublicPartitions, bucket_sums, cut, cut_by_unit
+from beam_dp.aggregate.buckets import Columns, bucket_sums, cut, cut_by_unit
 from beam_dp.aggregate.columns import common_type, hash_keys
 from beam_dp.aggregate.partials import Merger, Partials, SumPlan, merge, zeros
+from beam_dp.aggregate.public import PublicPartitions
 from beam_dp.aggregate.rows import RowsToBatches
 from beam_dp.errors import BeamDpError, InputError
 from beam_dp.io import batches as _coder  # noqa: F401  (registers the coder of RecordBatch)
 from beam_dp.randomness import SecureSource
 
 DEFAULT_BUCKETS = 64
+BUCKETS_PER_BLOCK = 8
 
 _TYPES = "types"
 _HELD_ROWS = 1 << 19
 _FLUSH_PARTITIONS = 1 << 20
-_BUCKETS_PER_BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,15 @@ class SumWork:
         plan: what is bounded and added up.
         public: the partitions, where they are public; rows of others are dropped.
         buckets: into how many parts the units are cut.
+        blocks: into how many parts the partitions are cut.
         in_one_window: whether all rows are in the global window.
     """
 
     plan: SumPlan
     public: PublicPartitions | None
     buckets: int
+    blocks: int
     in_one_window: bool
-
-    @property
-    def blocks(self) -> int:
-        """Into how many parts the partitions are cut."""
-        return max(1, self.buckets // _BUCKETS_PER_BLOCK)
 
 
 def as_batches(rows: beam.PCollection, kind: str, plan: SumPlan) -> beam.PCollection:
@@ -134,7 +132,7 @@ class _Cut(beam.DoFn):
         if held:
             rows = self._columns.concat(held)
             if self._work.public is not None:
-                rows = self._work.public.keep(self._columns, rows)
+                rows = self._work.public.keep(rows, self._columns.keys(rows), self._columns.by)
             yield from cut_by_unit(self._columns, rows, self._work.buckets)
 
 

@@ -18,18 +18,16 @@ from apache_beam.transforms.display import DisplayDataItem
 from beam_dp.accounting.ledger import Grant, Ledger, require_grant
 from beam_dp.accounting.pipeline import full_label, ledger_of
 from beam_dp.aggregate.bounds import Bounds
-from beam_dp.aggregate.buckets import PublicPartitions
 from beam_dp.aggregate.budget import SELECTION, Budget, PrivateSelection, Selection, split_budget
-from beam_dp.aggregate.columns import key_column
 from beam_dp.aggregate.metrics import Metric
 from beam_dp.aggregate.noise import GaussianNoise, LaplaceNoise, NoiseFamily
 from beam_dp.aggregate.partials import zeros
+from beam_dp.aggregate.public import public_partitions
 from beam_dp.aggregate.release import AggregationPlan, release_block
 from beam_dp.aggregate.rows import batch_to_dicts, batch_to_rows, row_hint
-from beam_dp.aggregate.sums import DEFAULT_BUCKETS, SumWork, as_batches, block_sums, bounded_sums
+from beam_dp.aggregate.sums import BUCKETS_PER_BLOCK, DEFAULT_BUCKETS, SumWork, as_batches, block_sums, bounded_sums
 from beam_dp.errors import (
     ArgumentError,
-    InputError,
     describe_kind,
     require_choice,
     require_count,
@@ -104,7 +102,7 @@ class Aggregate(beam.PTransform):
             if not isinstance(value, kind):
                 raise ArgumentError(f"{name} must be a {kind.__name__}, not {describe_kind(value)}")
         selection = cast(Selection, partitions) if _is_selection(partitions) else None
-        self._public = None if selection is not None else _public(partitions, keys)
+        self._public = None if selection is not None else public_partitions(partitions, keys)
         chosen = _metrics(metrics, keys)
         if not chosen and selection is None:
             raise ArgumentError("metrics must not be empty where the partitions are public: nothing would be released")
@@ -127,7 +125,7 @@ class Aggregate(beam.PTransform):
                 "select privately, or put the window's start into a column of by"
             )
         plan = self._plan
-        work = SumWork(plan, self._public, self._buckets, in_one_window)
+        work = SumWork(plan, self._public, self._buckets, max(1, self._buckets // BUCKETS_PER_BLOCK), in_one_window)
         grants = record_plan(
             plan,
             ledger_of(pcoll, self._ledger),
@@ -201,34 +199,6 @@ def _names(name: str, value: object) -> tuple[str, ...]:
 
 def _is_selection(partitions: object) -> bool:
     return all(callable(getattr(partitions, name, None)) for name in ("rule", "guarantee", "loss"))
-
-
-def _public(partitions: Any, by: tuple[str, ...]) -> PublicPartitions:
-    """The public list as arrays."""
-    wrong = ArgumentError(
-        "partitions must be a PrivateSelection or a list of one or more public keys of one kind, without nulls"
-        + (f": tuples of {len(by)}, for {', '.join(by)}" if len(by) > 1 else "")
-    )
-    if isinstance(partitions, pa.Table):
-        if any(name not in partitions.column_names for name in by):
-            raise ArgumentError(f"partitions lacks one of the columns {', '.join(by)}")
-        columns = [partitions.column(name).combine_chunks() for name in by]
-    elif isinstance(partitions, Sequence) and not isinstance(partitions, (str, bytes)):
-        if len(by) > 1 and not all(isinstance(key, tuple) and len(key) == len(by) for key in partitions):
-            raise wrong
-        values = list(zip(*partitions, strict=True)) if len(by) > 1 else [partitions]
-        try:
-            columns = [pa.array(column) for column in values]
-        except (pa.ArrowException, OverflowError, TypeError, ValueError):
-            raise wrong from None
-    else:
-        raise wrong
-    if not columns or not len(columns[0]) or any(column.null_count for column in columns):
-        raise wrong
-    try:
-        return PublicPartitions([key_column(column, name) for column, name in zip(columns, by, strict=True)])
-    except InputError as error:
-        raise ArgumentError(f"partitions: {error}") from None
 
 
 def _metrics(metrics: object, by: tuple[str, ...]) -> tuple[Metric, ...]:

@@ -1,0 +1,352 @@
+"""Beam idioms for data whose contributions are bounded already: `DPCombinePerKey` and `DPCombineGlobally`.
+
+They are what `beam.CombinePerKey` and `beam.CombineGlobally` are, with noise: elements are (key, value), and nobody
+says whose they are. So the bounds are the caller's word, which the ledger repeats; where rows still carry a privacy unit,
+`Aggregate` enforces them. The `CombineFn`\\ s add up exact integers; the noise is drawn after the combine, once a key,
+and made firm by a reshuffle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from apache_beam.transforms.window import BoundedWindow
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam_dp.accounting.ledger import Grant, Ledger, require_grant
+from beam_dp.accounting.pipeline import full_label, ledger_of
+from beam_dp.aggregate.bounds import Bounds
+from beam_dp.aggregate.budget import Budget, Selection, split_budget
+from beam_dp.aggregate.metrics import Count, Mean, Metric, Sum
+from beam_dp.aggregate.noise import LaplaceNoise
+from beam_dp.aggregate.partials import Partials
+from beam_dp.aggregate.release import AggregationPlan, release_block
+from beam_dp.aggregate.rows import numbers_of
+from beam_dp.aggregate.statistics import Rows
+from beam_dp.aggregate.transform import check_grants, record_plan, require_firing_once
+from beam_dp.errors import ArgumentError, describe_kind, require_count
+from beam_dp.randomness import SecureSource
+
+_VALUE = "value"
+_KEY = "key"
+_COMPACT_VALUES = 1024
+_BLOCK_KEYS = 1 << 14
+
+
+@dataclass
+class Accumulated:
+    """What a CombineFn of this module holds for a key.
+
+    Attributes:
+        rows: how many values came.
+        sums: (W,) int64: the exact dense statistics of the values that were added up.
+        waiting: values that were not added up yet.
+    """
+
+    rows: int
+    sums: npt.NDArray[np.int64]
+    waiting: list[Any]
+
+
+Element: TypeAlias = tuple[Any, ...]
+
+
+class LaplaceCombineFn(beam.CombineFn):
+    """Adds up what one metric needs, exactly; used by `DPCombinePerKey`, and of no use without it.
+
+    By itself, as in ``beam.CombinePerKey(LaplaceCount())``, it refuses to run: what it gives is exact.
+    """
+
+    metric: Metric
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric = metric
+        self._statistics = tuple(metric.statistics.values())
+        self._plan: AggregationPlan | None = None
+        self._grants: tuple[Grant, ...] = ()
+
+    def granted(self, plan: AggregationPlan, grants: tuple[Grant, ...]) -> LaplaceCombineFn:
+        """The same with the grants of the release that draws its noise."""
+        twin = LaplaceCombineFn(self.metric)
+        twin._plan, twin._grants = plan, grants
+        return twin
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        """Checks the grants.
+
+        Raises:
+            GrantError: it was not made by `DPCombinePerKey` or `DPCombineGlobally`.
+        """
+        self._require_grants()
+
+    def _require_grants(self) -> None:
+        if self._plan is None:
+            require_grant(None)
+        else:
+            check_grants(self._plan, self._grants)
+
+    def create_accumulator(self) -> Accumulated:
+        """Nothing."""
+        return Accumulated(0, np.zeros(sum(s.width for s in self._statistics), np.int64), [])
+
+    def add_input(self, accumulator: Accumulated, element: Element) -> Accumulated:
+        """Adds a value, given as a tuple of one; an empty tuple stands for a key without values."""
+        if not isinstance(element, tuple):
+            # Runners may skip setup where they evaluate a combine outside a worker.
+            self._require_grants()
+        accumulator.waiting.extend(element)
+        if len(accumulator.waiting) >= _COMPACT_VALUES:
+            self._add_up(accumulator)
+        return accumulator
+
+    def merge_accumulators(self, accumulators: Iterable[Accumulated]) -> Accumulated:
+        """The sum of accumulators."""
+        whole = self.create_accumulator()
+        for accumulator in accumulators:
+            self._add_up(accumulator)
+            whole.rows += accumulator.rows
+            whole.sums = whole.sums + accumulator.sums
+        return whole
+
+    def compact(self, accumulator: Accumulated) -> Accumulated:
+        """The accumulator without waiting values."""
+        self._add_up(accumulator)
+        return accumulator
+
+    def extract_output(self, accumulator: Accumulated) -> tuple[int, bytes]:
+        """The number of values and the exact integers, for the release."""
+        self._require_grants()
+        self._add_up(accumulator)
+        return accumulator.rows, accumulator.sums.tobytes()
+
+    def _add_up(self, accumulator: Accumulated) -> None:
+        count = len(accumulator.waiting)
+        if not count:
+            return
+        values = numbers_of(accumulator.waiting).to_numpy()
+        rows = Rows(np.zeros(count, np.int64), np.zeros(1, np.int64), {_VALUE: values}, 1)
+        sums = [statistic.add_up(rows)[0] for statistic in self._statistics]  # type: ignore[attr-defined]
+        accumulator.sums = accumulator.sums + np.concatenate(sums)
+        accumulator.rows += count
+        accumulator.waiting = []
+
+
+class LaplaceCount(LaplaceCombineFn):
+    """The number of values of a key; an int, which noise can make negative."""
+
+    def __init__(self) -> None:
+        super().__init__(Count())
+
+
+class LaplaceSum(LaplaceCombineFn):
+    """The sum of the values of a key, each clamped to [low, high]; a float.
+
+    Args:
+        low: the public lower bound.
+        high: the public upper bound; at least ``low``.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__(Sum(_VALUE, low, high))
+
+
+class LaplaceMean(LaplaceCombineFn):
+    """The mean of the values of a key, each clamped to [low, high]; a float in that range. See `Mean`.
+
+    Args:
+        low: the public lower bound.
+        high: the public upper bound; at least ``low``.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__(Mean(_VALUE, low, high))
+
+
+class DPCombinePerKey(beam.PTransform):
+    """(ε, δ)-private `beam.CombinePerKey` on (key, value) elements, for data that hold to ``bounds`` already.
+
+    ``pairs | DPCombinePerKey(LaplaceSum(0, 100), bounds=Bounds(partitions=3, rows_per_partition=1),
+    budget=Budget(1), public_keys=["a", "b"])`` gives (key, noisy value), one for each public key, absent ones too; or,
+    with ``selection=PrivateSelection()`` and a delta, for the keys that enough units have. How many have one is not
+    known here, but at least ceil(values / rows_per_partition), a number that one unit changes by at most one.
+
+    Args:
+        fn: `LaplaceCount`, `LaplaceSum` or `LaplaceMean`.
+        bounds: in how many keys one unit has values at most, and how many in each. *Nothing enforces it.*
+        budget: what the result may spend on one unit.
+        public_keys: the keys, known beforehand; values of others are dropped.
+        selection: `PrivateSelection`, if the keys are not public. Exactly one of the two.
+        privacy_unit: what the ledger calls the unit.
+        max_windows: on fixed windows, in how many one unit has values at most; see `Aggregate`.
+        ledger: where the release is recorded; needed on a plain `beam.Pipeline`.
+
+    Raises:
+        ArgumentError: at construction, for whatever can never work; when applied, for windows or triggers that would
+            release a key twice.
+        GrantError: when applied, if there is no ledger.
+    """
+
+    def __init__(
+        self,
+        fn: LaplaceCombineFn,
+        *,
+        bounds: Bounds,
+        budget: Budget,
+        public_keys: Sequence[Any] | None = None,
+        selection: Selection | None = None,
+        privacy_unit: str = "unit",
+        max_windows: int | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(fn, LaplaceCombineFn):
+            raise ArgumentError(f"fn must be LaplaceCount(), LaplaceSum() or LaplaceMean(), not {describe_kind(fn)}")
+        for name, value, kind in (("bounds", bounds, Bounds), ("budget", budget, Budget)):
+            if not isinstance(value, kind):
+                raise ArgumentError(f"{name} must be a {kind.__name__}, not {describe_kind(value)}")
+        if (public_keys is None) == (selection is None):
+            raise ArgumentError("exactly one of public_keys and selection must be given")
+        self._public = None if public_keys is None else _public_keys(public_keys)
+        selected, releases = split_budget(budget, (fn.metric,), selection, LaplaceNoise(), bounds, privacy_unit)
+        self._plan = AggregationPlan((_KEY,), privacy_unit, bounds, (fn.metric,), releases, selected)
+        self._fn = fn
+        self._max_windows = None if max_windows is None else require_count("max_windows", max_windows)
+        self._ledger = ledger
+
+    def expand(self, pairs: beam.PCollection) -> beam.PCollection:
+        """Records the ledger entries and builds the graph."""
+        in_one_window = require_firing_once(pairs, type(self).__name__)
+        if self._public is not None and not in_one_window:
+            raise ArgumentError(
+                "public_keys need the global window, since which windows have values would show; use selection="
+            )
+        plan = self._plan
+        grants = record_plan(
+            plan,
+            ledger_of(pairs, self._ledger),
+            full_label(pairs.pipeline, self.label),
+            max_applications=1 if in_one_window else self._max_windows,
+            enforced=False,
+        )
+        values = pairs | "Wrap" >> beam.MapTuple(_wrapped)
+        if self._public is not None:
+            keys = self._public
+            absent = pairs.pipeline | beam.Create([(key, ()) for key in keys])
+            listed = values | "Public" >> beam.Filter(_is_listed, frozenset(keys))
+            values = (listed, absent) | beam.Flatten()
+        return (
+            values
+            | "Combine" >> beam.CombinePerKey(self._fn.granted(plan, grants))
+            | "Release" >> beam.ParDo(_Release(plan, grants))
+            # Whatever comes after sees one attempt of the draws.
+            | "Materialise" >> beam.Reshuffle()
+        )
+
+    def display_data(self) -> dict[str, Any]:
+        """Metric and bounds, for the runner's user interface."""
+        return {"metric": repr(self._fn.metric), "bounds": repr(self._plan.bounds)}
+
+
+class DPCombineGlobally(beam.PTransform):
+    """(ε, 0)-private `beam.CombineGlobally` on values, for data of which one unit has at most ``rows_per_unit``.
+
+    It gives one noisy value, also of no values at all.
+
+    Args:
+        fn: `LaplaceCount`, `LaplaceSum` or `LaplaceMean`.
+        rows_per_unit: how many values of one unit there are at most. *Nothing enforces it.*
+        budget: what the result may spend on one unit.
+        privacy_unit: what the ledger calls the unit.
+        ledger: where the release is recorded; needed on a plain `beam.Pipeline`.
+
+    Raises:
+        ArgumentError: as `DPCombinePerKey`; values must be in the global window.
+        GrantError: when applied, if there is no ledger.
+    """
+
+    def __init__(
+        self,
+        fn: LaplaceCombineFn,
+        *,
+        rows_per_unit: int,
+        budget: Budget,
+        privacy_unit: str = "unit",
+        ledger: Ledger | None = None,
+    ) -> None:
+        super().__init__()
+        self._per_key = DPCombinePerKey(
+            fn,
+            bounds=Bounds(partitions=1, rows_per_partition=require_count("rows_per_unit", rows_per_unit)),
+            budget=budget,
+            public_keys=[0],
+            privacy_unit=privacy_unit,
+            ledger=ledger,
+        )
+
+    def expand(self, values: beam.PCollection) -> beam.PCollection:
+        """Combines all values under one key."""
+        return values | beam.WithKeys(0) | "Combine" >> self._per_key | beam.Values()
+
+
+def _wrapped(key: Any, value: Any) -> tuple[Any, Element]:
+    return key, (value,)
+
+
+def _is_listed(pair: tuple[Any, Element], keys: frozenset[Any]) -> bool:
+    return pair[0] in keys
+
+
+def _public_keys(keys: Any) -> tuple[Any, ...]:
+    if isinstance(keys, (str, bytes)) or not isinstance(keys, Sequence) or not keys:
+        raise ArgumentError(f"public_keys must be a list of one or more keys, not {describe_kind(keys)}")
+    try:
+        return tuple(dict.fromkeys(keys))
+    except TypeError:
+        raise ArgumentError("public_keys must be hashable, as tuples are and lists are not") from None
+
+
+class _Release(beam.DoFn):
+    """(key, exact integers) to (key, noisy value), many keys at a time."""
+
+    def __init__(self, plan: AggregationPlan, grants: tuple[Grant, ...]) -> None:
+        self._plan = plan
+        self._grants = grants
+
+    def setup(self) -> None:
+        check_grants(self._plan, self._grants)
+        self._source = SecureSource()
+
+    def start_bundle(self) -> None:
+        self._source.rekey()
+        self._held: dict[BoundedWindow, list[tuple[Any, tuple[int, bytes]]]] = {}
+
+    def process(
+        self, pair: tuple[Any, tuple[int, bytes]], window: Any = beam.DoFn.WindowParam
+    ) -> Iterable[tuple[Any, Any]]:
+        held = self._held.setdefault(window, [])
+        held.append(pair)
+        return self._flush(window) if len(held) >= _BLOCK_KEYS else ()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for one in list(self._held):
+            for item in self._flush(one):
+                yield WindowedValue(item, one.max_timestamp(), (one,))
+
+    def _flush(self, window: BoundedWindow) -> list[tuple[Any, Any]]:
+        held = self._held.pop(window)
+        plan = self._plan
+        dense = np.stack([np.frombuffer(sums, np.int64) for _, (_, sums) in held])
+        if plan.selection is not None:
+            # The least number of units that so many values can come from.
+            units = [-(-rows // plan.bounds.rows_per_partition) for _, (rows, _) in held]
+            dense = np.concatenate([np.array(units, np.int64)[:, None], dense], axis=1)
+        released = release_block(plan, Partials((pa.array(np.arange(len(held))),), dense, ()), self._source.generator)
+        title = plan.metrics[0].title
+        keys, values = released.column(_KEY).to_pylist(), released.column(title).to_pylist()
+        return [(held[index][0], value) for index, value in zip(keys, values, strict=True)]
