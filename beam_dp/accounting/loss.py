@@ -44,6 +44,7 @@ _GAUSSIAN_REACH = 10.0
 # Where `_discrete_gaussian_log_cdf` goes over from a table to a series, and how many sigmas below 0 the series serves.
 _SERIES_SIGMA = 256.0
 _SERIES_REACH = 64.0
+_LEAST_MASS = 1e-280
 # dp_accounting's bounds on the support of a self-composition are tight up to some hundred factors.
 _SELF_COMPOSE_AT_ONCE = 256
 
@@ -112,6 +113,8 @@ class PrivacyLoss(ABC):
         falls = np.append(curve[:-1] - curve[1:], 0.0)
         above = np.maximum(falls[:-1] + (falls[:-1] - falls[1:]) / math.expm1(interval), 0)
         below = above * np.exp(-interval * np.arange(1, top + 1))
+        # dp_accounting divides by masses. What is dropped goes to the middle: upwards, or less than any rounding.
+        above[above < _LEAST_MASS], below[below < _LEAST_MASS] = 0, 0
         middle = max(1 - curve[-1] - above.sum() - below.sum(), 0.0)
         return np.concatenate([below[::-1], [middle], above]), float(curve[-1])
 

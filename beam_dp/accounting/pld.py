@@ -12,6 +12,8 @@ import math
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
+
 from beam_dp.accounting.loss import PrivacyLoss
 
 # How many points the losses of the whole are spread over. The first is enough up to some thousand coordinates: the
@@ -25,6 +27,8 @@ _FINEST, _COARSEST = -24, 0
 # Of delta set aside for each coordinate: 2**-51·(4 + its largest loss). That is more than twice the rounding of its
 # curve (see `PrivacyLoss.divergence`) and ten times that of the transforms, as measured against extended precision.
 _ROUNDING = 2.0**-51
+# dp_accounting cuts what is finite away where it weighs less than 1e-15.
+_MOST_DELTA = 1 - 1e-9
 # With more coordinates what is set aside exceeds any delta worth stating.
 _MOST_COORDINATES = 2**32
 
@@ -48,17 +52,26 @@ def pld_epsilon(losses: tuple[tuple[PrivacyLoss, int], ...], delta: float) -> fl
         return None
     usable = delta - sum(count * _ROUNDING * (4 + one.reach) for one, count in counts.items())
     interval = _interval(counts)
-    if not usable > 0 or interval is None:
+    if interval is None or not _infinite(counts) < usable < _MOST_DELTA:
         return None
     whole = functools.reduce(
         lambda composed, other: composed.compose(other),
         (one.distribution(interval, count) for one, count in counts.items()),
     )
     try:
-        epsilon = whole.get_epsilon_for_delta(usable)
+        with np.errstate(over="ignore"):
+            epsilon = whole.get_epsilon_for_delta(usable)
     except OverflowError:  # exp of a loss below -700, met only on the way to an epsilon of 0
         return None
     return float(epsilon) if math.isfinite(epsilon) else None
+
+
+def _infinite(counts: Counter[PrivacyLoss]) -> float:
+    """The mass that the whole has at infinity, below which no delta has an epsilon."""
+    finite = 0.0
+    for one, count in counts.items():
+        finite += count * math.log1p(-float(one.divergence(np.array([one.reach]))[0]))
+    return -math.expm1(finite)
 
 
 def _interval(counts: Counter[PrivacyLoss]) -> float | None:

@@ -13,6 +13,7 @@ from beam_dp.accounting.pld import pld_epsilon
 from beam_dp.aggregate.bounds import Bounds
 from beam_dp.aggregate.metrics import Metric
 from beam_dp.aggregate.noise import NoiseFamily, Release
+from beam_dp.aggregate.statistics import Statistic
 from beam_dp.errors import ArgumentError, describe_kind, require_choice, require_count, require_positive
 from beam_dp.guarantees import CentralGuarantee
 from beam_dp.mechanisms.partition_selection import KeepRule, LaplaceThreshold, TruncatedGeometric, scale_up
@@ -31,9 +32,11 @@ SELECTION = "selection"
 class Budget:
     """What all releases of an aggregation may spend on one privacy unit together.
 
-    Private selection and every metric have a weight, 1 unless it says otherwise; epsilon is split in that proportion,
-    and a metric's share equally among its statistics (`Mean` has two, `Variance` three). delta goes to what needs it,
-    in the same proportion: private selection, and Gaussian noise.
+    Private selection and every metric have a weight, 1 unless it says otherwise. What is released, selection and
+    statistics, gets epsilon in proportion to the weights. `Mean` needs two statistics, `Variance` three, and each gets
+    the metric's weight; one that several metrics need is released once, with the largest of theirs. The coordinates of
+    a `VectorSum` share its weight. delta goes to what needs it, in the same proportion: private selection, and Gaussian
+    noise.
 
     Attributes:
         epsilon: finite, above 0.
@@ -167,9 +170,9 @@ def _maker(
     unit: str,
 ) -> Callable[[float], _Plan]:
     """The plan as a function of the factor by which the epsilons of basic composition are multiplied."""
-    weights = [Fraction(metric.weight) for metric in metrics]
+    wanted = _wanted(metrics)
     chosen = Fraction(0) if selection is None else Fraction(selection.weight)
-    total = sum(weights, chosen)
+    total = sum((weight for _, weight in wanted.values()), chosen)
     total_delta = total if noise.needs_delta else chosen
 
     def share(weight: Fraction, factor: float) -> tuple[float, float]:
@@ -186,23 +189,30 @@ def _maker(
                 selection.loss(bounds, epsilon=epsilon, delta=delta),
             )
         releases = []
-        for metric, weight in zip(metrics, weights, strict=True):
-            statistics = metric.statistics
-            epsilon, delta = share(weight / len(statistics), factor)
-            releases += [
-                noise.plan(
-                    metric.title if len(statistics) == 1 else f"{metric.title}/{name}",
-                    statistic,
-                    bounds,
-                    unit,
-                    epsilon=epsilon,
-                    delta=delta if noise.needs_delta else 0.0,
-                )
-                for name, statistic in statistics.items()
-            ]
+        for statistic, (label, weight) in wanted.items():
+            epsilon, delta = share(weight, factor)
+            delta = delta if noise.needs_delta else 0.0
+            releases.append(noise.plan(label, statistic, bounds, unit, epsilon=epsilon, delta=delta))
         return kept, tuple(releases)
 
     return make
+
+
+def _wanted(metrics: Sequence[Metric]) -> dict[Statistic, tuple[str, Fraction]]:
+    """Each statistic that is released, once, with its label and weight."""
+    wanted: dict[Statistic, tuple[str, Fraction]] = {}
+    for metric in metrics:
+        statistics = metric.statistics
+        for name, statistic in statistics.items():
+            label = metric.title if len(statistics) == 1 else f"{metric.title}/{name}"
+            weight = Fraction(metric.statistic_weight)
+            if statistic in wanted:
+                if statistic.is_sparse:
+                    raise ArgumentError(f"{metric.title}: ask for all quantiles of a column in one Quantiles(...)")
+                label, other = wanted[statistic]
+                weight = max(weight, other)
+            wanted[statistic] = (label, weight)
+    return wanted
 
 
 def _raised(budget: Budget, make: Callable[[float], _Plan]) -> _Plan:

@@ -2,11 +2,13 @@
 
 The privacy unit and the grouping columns are *keys*: integers, strings, booleans, dates, times or decimals. Floats are
 refused as keys: NaN equals nothing, and an integer column with nulls that became float in one file only would give one
-person two identities. All integer types count as one, and so do all string types.
+person two identities. All integer types count as one, but for uint64, whose upper half no other type has; and so do
+all string types.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -22,12 +24,12 @@ Hashes = npt.NDArray[np.uint64]
 
 _MULTIPLIERS = tuple(np.uint64(odd) for odd in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _NULL_HASH = np.uint64(0xD6E8FEB86659FD93)
-_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
-_INFINITY = r"^\s*[+-]?[iI][nN][fF]([iI][nN][iI][tT][yY])?\s*$"
+_NUMBER = r"^[ \t\r\n\f]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t\r\n\f]*$"
+_INFINITY = r"^[ \t\r\n\f]*[+-]?[iI][nN][fF]([iI][nN][iI][tT][yY])?[ \t\r\n\f]*$"
 
 
 def key_column(column: pa.Array, name: str) -> pa.Array:
-    """``column`` as a key: int64 for integers, string for text, other key types as they are.
+    """``column`` as a key: int64 for integers (but uint64), string for text, other key types as they are.
 
     Raises:
         InputError: a type that cannot be a key.
@@ -36,12 +38,10 @@ def key_column(column: pa.Array, name: str) -> pa.Array:
         column = column.dictionary_decode()
     kind = column.type
     if pa.types.is_integer(kind):
-        # The upper half of uint64 keeps its type, which then differs from that of all other integers.
-        fits = kind != pa.uint64() or not len(column) or (pc.max(column).as_py() or 0) < 1 << 63
-        return column.cast(pa.int64()) if fits else column
-    if pa.types.is_large_string(kind):
-        return column.cast(pa.string())
-    if pa.types.is_string(kind):
+        # By type, not by whether the values fit: otherwise one person's value decides whether batches agree.
+        return column if pa.types.is_uint64(kind) else column.cast(pa.int64())
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        column = column.cast(pa.string())
         # Arrow takes the bytes of a string on trust, but its kernels and what is written rest on it.
         bad = invalid_utf8(column)
         return column if not bad else _without(column, bad)
@@ -92,6 +92,11 @@ def number_column(column: pa.Array, name: str) -> pa.Array:
     return pa.array(numbers.to_numpy(zero_copy_only=False)) if numbers.null_count else numbers
 
 
+def is_number(text: str) -> bool:
+    """Whether `number_column` reads ``text`` as a number."""
+    return any(re.search(pattern, text, re.ASCII) for pattern in (_NUMBER, _INFINITY))
+
+
 def hash_keys(columns: Sequence[pa.Array]) -> Hashes:
     """A 64-bit hash of each row of key columns, (n,) uint64: equal rows of equal types have equal hashes."""
     total = np.zeros(len(columns[0]), np.uint64)
@@ -108,8 +113,9 @@ def as_text(column: pa.Array) -> pa.Array:
 def _hash_column(column: pa.Array) -> Hashes:
     if pa.types.is_null(column.type):
         return np.full(len(column), _NULL_HASH)
-    if pa.types.is_int64(column.type):
-        hashes = _mix(_int64_of(column).view(np.uint64))
+    whole = _whole_numbers(column)
+    if whole is not None:
+        hashes = _mix(whole.view(np.uint64))
     else:
         # Keys repeat: hashing the distinct ones and looking them up is five times as fast.
         encoded = as_text(column).dictionary_encode()
@@ -122,8 +128,14 @@ def _hash_column(column: pa.Array) -> Hashes:
     return hashes
 
 
-def _int64_of(column: pa.Array) -> Codes:
-    return (column.fill_null(0) if column.null_count else column).to_numpy(zero_copy_only=False)
+def _whole_numbers(column: pa.Array) -> Codes | None:
+    """The numbers that Arrow keeps integers, dates, times and timestamps as, anything for null; None for others."""
+    kind = column.type
+    if not (pa.types.is_integer(kind) or pa.types.is_temporal(kind)):
+        return None
+    # Every key type of these has 32 or 64 bits.
+    whole = column.view(pa.int64()) if kind.bit_width == 64 else column.view(pa.int32()).cast(pa.int64())
+    return (whole.fill_null(0) if whole.null_count else whole).to_numpy(zero_copy_only=False)
 
 
 def _mix(x: Hashes) -> Hashes:

@@ -1,9 +1,9 @@
 """Beam idioms for data whose contributions are bounded already: `DPCombinePerKey` and `DPCombineGlobally`.
 
-They are what `beam.CombinePerKey` and `beam.CombineGlobally` are, with noise: elements are (key, value), and nobody
-says whose they are. So the bounds are the caller's word, which the ledger repeats; where rows still carry a privacy unit,
-`Aggregate` enforces them. The `CombineFn`\\ s add up exact integers; the noise is drawn after the combine, once a key,
-and made firm by a reshuffle.
+They are `beam.CombinePerKey` and `beam.CombineGlobally` with noise: elements are (key, value), and nobody says whose
+they are. So the bounds are the caller's word, which the ledger repeats; where rows still carry a privacy unit,
+`Aggregate` enforces them. The combine functions add up exact integers; the noise is drawn after the combine, once a
+key, and made firm by a reshuffle.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ class DPCombinePerKey(beam.PTransform):
         if self._public is not None:
             keys = self._public
             absent = pairs.pipeline | beam.Create([(key, ()) for key in keys])
-            listed = values | "Public" >> beam.Filter(_is_listed, frozenset(keys))
+            listed = values | "Public" >> beam.FlatMap(_listed, {key: key for key in keys})
             values = (listed, absent) | beam.Flatten()
         return (
             values
@@ -298,8 +298,9 @@ def _wrapped(key: Any, value: Any) -> tuple[Any, Element]:
     return key, (value,)
 
 
-def _is_listed(pair: tuple[Any, Element], keys: frozenset[Any]) -> bool:
-    return pair[0] in keys
+def _listed(pair: tuple[Any, Element], keys: dict[Any, Any]) -> list[tuple[Any, Element]]:
+    # Under the key of the list: 2.0 and True are equal to 2 and 1, but a runner may take them for keys of their own.
+    return [(keys[pair[0]], pair[1])] if pair[0] in keys else []
 
 
 def _public_keys(keys: Any) -> tuple[Any, ...]:
@@ -339,14 +340,16 @@ class _Release(beam.DoFn):
                 yield WindowedValue(item, one.max_timestamp(), (one,))
 
     def _flush(self, window: BoundedWindow) -> list[tuple[Any, Any]]:
+        plan, rng = self._plan, self._source.generator
         held = self._held.pop(window)
-        plan = self._plan
+        # In no order: that in which the keys came says which of them have values.
+        held = [held[i] for i in rng.permutation(len(held))]
         dense = np.stack([np.frombuffer(sums, np.int64) for _, (_, sums) in held])
         if plan.selection is not None:
             # The least number of units that so many values can come from.
             units = [-(-rows // plan.bounds.rows_per_partition) for _, (rows, _) in held]
             dense = np.concatenate([np.array(units, np.int64)[:, None], dense], axis=1)
-        released = release_block(plan, Partials((pa.array(np.arange(len(held))),), dense, ()), self._source.generator)
+        released = release_block(plan, Partials((pa.array(np.arange(len(held))),), dense, ()), rng)
         title = plan.metrics[0].title
         keys, values = released.column(_KEY).to_pylist(), released.column(title).to_pylist()
         return [(held[index][0], value) for index, value in zip(keys, values, strict=True)]

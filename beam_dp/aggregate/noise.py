@@ -25,7 +25,13 @@ from beam_dp.aggregate.bounds import Bounds
 from beam_dp.aggregate.statistics import LIMB_BITS, QUANTISED_BITS, Statistic, Total
 from beam_dp.errors import ArgumentError
 from beam_dp.guarantees import CentralGuarantee
-from beam_dp.mechanisms.discrete_noise import DiscreteGaussian, DiscreteLaplace, IntegerNoise
+from beam_dp.mechanisms.discrete_noise import (
+    LARGEST_SCALE,
+    SMALLEST_SCALE,
+    DiscreteGaussian,
+    DiscreteLaplace,
+    IntegerNoise,
+)
 from beam_dp.mechanisms.partition_selection import scale_up
 
 _STEP_BITS = 10
@@ -110,14 +116,15 @@ class LaplaceNoise:
         self, label: str, statistic: Statistic, bounds: Bounds, unit: str, *, epsilon: float, delta: float
     ) -> Release:
         """See `NoiseFamily.plan`; spends no delta."""
-        shift = _shift(statistic, bounds.partitions * bounds.rows_per_partition / epsilon)
-        per_partition = statistic.partition_sensitivity(bounds) >> shift
-        scale = scale_up(bounds.partitions * per_partition / Fraction(epsilon))
         try:
+            shift = _shift(statistic, bounds.partitions * bounds.rows_per_partition / epsilon)
+            per_partition = statistic.partition_sensitivity(bounds) >> shift
+            scale = scale_up(bounds.partitions * per_partition / Fraction(epsilon))
             noise = DiscreteLaplace(scale)
-        except ArgumentError:
+        except (ArgumentError, OverflowError, ZeroDivisionError):
             raise ArgumentError(
-                f"epsilon of {label}, {epsilon:g}, is out of range: noise of scale {scale:g} is not supported"
+                f"epsilon of {label}, {epsilon:g}, is out of range: noise of scale {SMALLEST_SCALE:g} to "
+                f"{LARGEST_SCALE:g} is supported"
             ) from None
         loss: PrivacyLoss = DiscreteLaplaceLoss(scale, per_partition, bounds.partitions)
         if not statistic.single:

@@ -90,12 +90,15 @@ def public_partitions(partitions: Any, by: tuple[str, ...], argument: str = "par
             raise wrong from None
     else:
         raise wrong
-    if not columns or not len(columns[0]) or any(column.null_count for column in columns):
+    if not columns or not len(columns[0]):
         raise wrong
     try:
-        return PublicPartitions([key_column(column, name) for column, name in zip(columns, by, strict=True)])
+        keys = [key_column(column, name) for column, name in zip(columns, by, strict=True)]
     except InputError as error:
         raise ArgumentError(f"{argument}: {error}") from None
+    if any(key.null_count for key in keys):
+        raise wrong
+    return PublicPartitions(keys)
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -8,6 +8,7 @@ whichever searches come by, which has the same law as noise on all of them.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class QuantileEstimates:
 
 
 def tree_quantiles(
-    tree: Sparse, size: int, quantiles: Sequence[float], draw: Draw, rank_error: Sequence[float]
+    tree: Sparse, size: int, quantiles: Sequence[float], draw: Draw, rank_errors: Sequence[Sequence[float]]
 ) -> QuantileEstimates:
     """Searches P = ``size`` trees for the quantiles.
 
@@ -53,21 +54,24 @@ def tree_quantiles(
         size: P.
         quantiles: in [0, 1].
         draw: n draws of the noise of a node.
-        rank_error: for each quantile, how far a noisy rank may be off; see `rank_error_bound`.
+        rank_errors: for each quantile, how far the rank of an edge that a search finds may be off, for searches of one,
+            two, three and four levels; see `rank_error_bounds`.
     """
     searches = [_Estimate(size, q) for q in quantiles]
-    lower = [_Bound(size, q, -error) for q, error in zip(quantiles, rank_error, strict=True)]
-    upper = [_UpperBound(size, q, error) for q, error in zip(quantiles, rank_error, strict=True)]
-    everyone = (*searches, *lower, *upper)
+    pairs = list(zip(quantiles, rank_errors, strict=True))
+    lower = [[_Bound(size, q, depth, -error) for depth, error in enumerate(errors, 1)] for q, errors in pairs]
+    upper = [[_UpperBound(size, q, depth, error) for depth, error in enumerate(errors, 1)] for q, errors in pairs]
+    everyone: list[_Search] = [*searches, *itertools.chain(*lower), *itertools.chain(*upper)]
     for level in range(1, TREE_HEIGHT + 1):
-        nodes = _Level(tree, level, np.concatenate([search.nodes for search in everyone]), draw)
-        for search in everyone:
+        going = [search for search in everyone if search.depth >= level]
+        nodes = _Level(tree, level, np.concatenate([search.nodes for search in going]), draw)
+        for search in going:
             search.descend(nodes)
-
-    def edges(found: Sequence[_Search]) -> Floats:
-        return np.stack([search.result() for search in found], axis=1)
-
-    return QuantileEstimates(edges(searches), edges(lower), edges(upper))
+    return QuantileEstimates(
+        np.stack([search.result() for search in searches], axis=1),
+        np.stack([np.max([search.result() for search in group], axis=0) for group in lower], axis=1),
+        np.stack([np.min([search.result() for search in group], axis=0) for group in upper], axis=1),
+    )
 
 
 class _Level:
@@ -95,10 +99,12 @@ class _Search:
 
     Attributes:
         nodes: (P,) codes of the nodes it is at.
+        depth: how many levels it goes down.
     """
 
-    def __init__(self, size: int, quantile: float) -> None:
+    def __init__(self, size: int, quantile: float, depth: int = TREE_HEIGHT) -> None:
         self.nodes = np.arange(size)
+        self.depth = depth
         self._size = size
         self._quantile = quantile
         self._level = 0
@@ -157,8 +163,8 @@ class _Bound(_Search):
     The left edge of the node it is at always has such a rank, or is the end of the range.
     """
 
-    def __init__(self, size: int, quantile: float, slack: float) -> None:
-        super().__init__(size, quantile)
+    def __init__(self, size: int, quantile: float, depth: int, slack: float) -> None:
+        super().__init__(size, quantile, depth)
         self._slack = slack
         self._rank = np.zeros(size)
         self._wanted = np.zeros(size)
@@ -187,8 +193,8 @@ class _Bound(_Search):
 class _UpperBound(_Bound):
     """The least edge that it finds whose noisy rank is at least quantile * rows + slack (slack above 0)."""
 
-    def __init__(self, size: int, quantile: float, slack: float) -> None:
-        super().__init__(size, quantile, slack)
+    def __init__(self, size: int, quantile: float, depth: int, slack: float) -> None:
+        super().__init__(size, quantile, depth, slack)
         self._edge = np.ones(size)
 
     def descend(self, level: _Level) -> None:
@@ -201,13 +207,22 @@ class _UpperBound(_Bound):
         self._edge = np.where(found, np.minimum(self._edge, self._left_edge(self.nodes + 1)), self._edge)
 
 
-def rank_error_bound(noise: IntegerNoise, quantile: float, confidence: float) -> float:
+def rank_error_bounds(noise: IntegerNoise, quantile: float, confidence: float) -> list[float]:
+    """How far ranks may be off in searches for bounds of one to four levels, all of them together with ``confidence``.
+
+    Fewer levels have less noise and coarser edges; which of them bounds best depends on the number of rows.
+    """
+    depths = range(1, TREE_HEIGHT + 1)
+    return [_rank_error_bound(noise, quantile, 1 - (1 - confidence) / TREE_HEIGHT, depth) for depth in depths]
+
+
+def _rank_error_bound(noise: IntegerNoise, quantile: float, confidence: float, depth: int) -> float:
     """T such that, for the edge v that a search for bounds ends at, P[Z(v) > T] <= 1 - confidence, and the same for -Z.
 
     Z(v) = (noisy rank of v - quantile·noisy rows) - (rank of v - quantile·rows). A search chooses each child by the
     noise of its level, which is independent of the levels above. Let M(t) = E[exp(t·X)] for the noise X of one node. At
     the first level, where the rows are counted too, Z is (1-q)·S_j - q·(S_16 - S_j) with S_j a sum of j draws,
-    whatever j is chosen: E[exp(t·max_j)] <= Σ_j M(t(1-q))^j·M(tq)^(16-j). At each of the three other levels it is S_j,
+    whatever j is chosen: E[exp(t·max_j)] <= Σ_j M(t(1-q))^j·M(tq)^(16-j). At each further level it is S_j,
     and by Lévy's inequality for sums of symmetric draws P[max_j S_j > s] <= 2·P[S_16 > s], hence
     E[exp(t·max(0, max_j S_j))] <= 1 + 2·M(t)^16. Conditioning level by level multiplies these, and Markov's inequality
     gives T = min over t of (ln of the product - ln(1 - confidence)) / t. One more rank covers interpolated quantiles.
@@ -219,7 +234,7 @@ def rank_error_bound(noise: IntegerNoise, quantile: float, confidence: float) ->
             j * noise.log_mgf(t * (1 - quantile)) + (TREE_BRANCHING - j) * noise.log_mgf(t * quantile)
             for j in range(TREE_BRANCHING + 1)
         ]
-        rest = (TREE_HEIGHT - 1) * np.logaddexp(0.0, math.log(2) + TREE_BRANCHING * noise.log_mgf(t))
+        rest = (depth - 1) * np.logaddexp(0.0, math.log(2) + TREE_BRANCHING * noise.log_mgf(t))
         return float((np.logaddexp.reduce(terms) + rest - math.log(1 - confidence)) / t)
 
     # Markov's inequality holds for every t: the search for the best one need not be exact.

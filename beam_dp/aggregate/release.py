@@ -14,6 +14,7 @@ from beam_dp.aggregate.metrics import Metric, Noised, NoisyTree
 from beam_dp.aggregate.noise import Release
 from beam_dp.aggregate.partials import Partials, key_order
 from beam_dp.aggregate.statistics import Statistic, Total, UnitCount, shifted_total
+from beam_dp.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class AggregationPlan:
         privacy_unit: the column whose values are protected.
         bounds: of a unit's contribution.
         metrics: what is shown of a partition.
-        releases: the statistics of all metrics in their order, each with its noise.
+        releases: the statistics of all metrics, each once, with its noise.
         selection: how partitions are selected; None where they are public.
     """
 
@@ -58,31 +59,40 @@ def release_block(plan: AggregationPlan, sums: Partials, rng: np.random.Generato
         plan: what to release.
         sums: exact sums, of selected partitions too; of all public ones, absent ones as zeros, where those are public.
         rng: the current generator of a `SecureSource`.
+
+    Raises:
+        ArgumentError: two columns would have one name, whatever the sums are.
     """
     if plan.selection is not None:
         kept = plan.selection.rule.keep(sums.dense[:, 0], rng)
         sums = sums.take(np.flatnonzero(kept))
     sums = sums.take(key_order(sums.keys))
     columns: dict[str, pa.Array] = dict(zip(plan.by, sums.keys, strict=True))
-    released = _add_noise(plan, sums, rng)
+    released = dict(_add_noise(plan, sums, rng))
     for metric in plan.metrics:
-        columns |= metric.columns([next(released) for _ in metric.statistics])
+        more = metric.columns([released[statistic] for statistic in metric.statistics.values()])
+        twice = sorted(columns.keys() & more.keys())
+        if twice:
+            raise ArgumentError(f"two columns of the output would be {twice[0]!r}: give a metric another name=")
+        columns |= more
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
-def _add_noise(plan: AggregationPlan, sums: Partials, rng: np.random.Generator) -> Iterator[Noised | NoisyTree]:
-    """Each release of the plan in its order; the noise of every integer is a draw of its own."""
+def _add_noise(
+    plan: AggregationPlan, sums: Partials, rng: np.random.Generator
+) -> Iterator[tuple[Statistic, Noised | NoisyTree]]:
+    """Each release of the plan, by its statistic; the noise of every integer is a draw of its own."""
     size = len(sums)
     column = 0 if plan.selection is None else 1
     trees = iter(sums.sparse)
     for release in plan.releases:
         statistic = release.statistic
         if statistic.is_sparse:
-            yield NoisyTree(next(trees), size, release.noise, rng)
+            yield statistic, NoisyTree(next(trees), size, release.noise, rng)
             continue
         exact = sums.dense[:, column : column + statistic.width]
         column += statistic.width
         if isinstance(statistic, Total):
             exact = shifted_total(exact, release.shift)[:, None]
         noise = release.noise.sample(exact.size, rng).reshape(exact.shape)
-        yield Noised(exact + noise, release.noise, release.step, release.shift > 0)
+        yield statistic, Noised(exact + noise, release.noise, release.step, release.shift > 0)

@@ -14,11 +14,14 @@ from apache_beam.transforms.window import BoundedWindow
 from apache_beam.typehints import row_type
 from apache_beam.utils.windowed_value import WindowedValue
 
+from beam_dp.aggregate.columns import is_number
 from beam_dp.errors import InputError
 from beam_dp.io.rows import row_fields
 
 ROW_KINDS = ("dict", "row")
 _BATCH_ROWS = 1 << 14
+_NUMBERS = (float, int, np.floating, np.integer, np.bool_, type(None))
+_KEY_KINDS = ((int, np.integer), str)
 _PYTHON_TYPES = ((pa.types.is_integer, int), (pa.types.is_floating, float), (pa.types.is_string, str))
 
 
@@ -30,11 +33,19 @@ class RowsToBatches(beam.DoFn):
         element_type: of the input.
         keys: names of key columns.
         numbers: names of columns of numbers.
+
+    Raises:
+        InputError: the element type declares its fields and lacks one; in a worker, a row lacks one, or its keys are
+            of several kinds.
     """
 
     def __init__(self, kind: str, element_type: Any, keys: Sequence[str], numbers: Sequence[str]) -> None:
         self._names = (*keys, *(name for name in numbers if name not in keys))
         self._keys = frozenset(keys)
+        fields = [name for name, _ in row_fields(element_type) or []]
+        missing = [name for name in self._names if name not in fields]
+        if fields and missing:
+            raise InputError(f"the rows have no column {missing[0]!r}; the columns are: {', '.join(fields)}")
         self._get = _getter(kind, element_type, self._names)
 
     def start_bundle(self) -> None:
@@ -92,28 +103,36 @@ class _Single:
 
 
 def _keys(values: Sequence[Any], name: str) -> pa.Array:
+    kinds = set(map(type, values)) - {type(None)}
+    # Arrow would make dates of datetimes, or refuse them, after the first one in the batch.
+    one_kind = len(kinds) <= 1 or any(all(issubclass(kind, whole) for kind in kinds) for whole in _KEY_KINDS)
     try:
-        return pa.array(values)
+        if one_kind:
+            return pa.array(values)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        raise InputError(
-            f"column {name!r} holds keys of several kinds, or integers beyond 64 bits: make them all strings"
-        ) from None
+        pass
+    raise InputError(f"column {name!r} holds keys of several kinds, or integers beyond 64 bits: make them all strings")
 
 
 def numbers_of(values: Sequence[Any]) -> pa.Array:
-    """Python values as float64, NaN where there is no number, infinite beyond the floats."""
-    try:
-        return pa.array(np.array(values, np.float64))
-    except (TypeError, ValueError, OverflowError):
-        return pa.array(np.fromiter(map(_number, values), np.float64, len(values)))
+    """Python values as float64, NaN where there is no number, infinite beyond the floats.
+
+    Each value by itself: what becomes of one must not depend on the rows of others beside it.
+    """
+    if all(issubclass(kind, _NUMBERS) for kind in set(map(type, values))):
+        try:
+            return pa.array(np.array(values, np.float64))
+        except OverflowError:  # an integer beyond the floats
+            pass
+    return pa.array(np.fromiter(map(_number, values), np.float64, len(values)))
 
 
 def _number(value: Any) -> float:
-    """``value`` as a float, beyond their range infinite; NaN if it is no number."""
-    if not isinstance(value, (int, float, str, Decimal, np.number)):
+    """``value`` as a float, beyond their range infinite; NaN if it is no number. Text as `number_column` reads it."""
+    if not isinstance(value, (*_NUMBERS, str, Decimal)) or (isinstance(value, str) and not is_number(value)):
         return float("nan")
     try:
-        return float(value)
+        return float(value)  # type: ignore[arg-type]
     except OverflowError:
         return float("inf") if value > 0 else float("-inf")  # type: ignore[operator]
     except (TypeError, ValueError):

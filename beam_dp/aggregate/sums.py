@@ -8,7 +8,7 @@ partition is whole.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
@@ -108,9 +108,11 @@ class _Cut(beam.DoFn):
     def process(
         self, batch: pa.RecordBatch, window: Any = beam.DoFn.WindowParam
     ) -> Iterable[tuple[int, pa.RecordBatch]]:
-        missing = [n for n in (*self._columns.key_names, *self._columns.numbers) if n not in batch.schema.names]
-        if missing:
-            raise InputError(f"no column {missing[0]!r} in the input; a batch must have all that are named")
+        there = batch.schema.names
+        wrong = [n for n in (*self._columns.key_names, *self._columns.numbers) if there.count(n) != 1]
+        if wrong:
+            how_often = "more than one" if wrong[0] in there else "no"
+            raise InputError(f"{how_often} column {wrong[0]!r} in the input; a batch must have each that is named once")
         selected = self._columns.select(batch)
         keys = pa.schema([selected.schema.field(i) for i in range(1 + len(self._columns.by))])
         self._types.setdefault(window, {})[keys.serialize().to_pybytes()] = None
@@ -162,6 +164,9 @@ class _Bound(beam.DoFn):
                 yield WindowedValue(item, one.max_timestamp(), (one,))
 
     def _flush(self, merger: Merger) -> Iterator[tuple[int, pa.RecordBatch]]:
+        # Every block, in order: which of them a runner meets first, and so their order in the output, must not be what
+        # the data decide.
+        yield from map(_empty_block, range(self._work.blocks))
         sums = merger.result()
         if sums is not None and len(sums):
             yield from cut(sums.to_batch(), blocks_of(sums.keys, self._work.blocks), self._work.blocks)
@@ -182,14 +187,17 @@ def block_sums(work: SumWork, block: int, batches: Iterable[pa.RecordBatch], typ
     plan = work.plan
     schemas = [pa.ipc.read_schema(pa.py_buffer(kind)) for kind in types]
     names = Columns.of(plan).key_names
-    _, *kinds = [common_type([schema.field(i).type for schema in schemas], name) for i, name in enumerate(names)]
+    _, *found = [common_type([schema.field(i).type for schema in schemas], name) for i, name in enumerate(names)]
     merger = Merger()
     merger.add(Partials.from_batch(batch) for batch in batches if batch.num_rows)
     sums = merger.result()
     if work.public is None:
-        none = [pa.array([], pa.string() if pa.types.is_null(kind) else kind) for kind in kinds]
-        return zeros(plan, none) if sums is None else sums
-    keys = work.public.typed(kinds, plan.by)
+        # Also where no row of this block has a key of its own: all blocks are of one type.
+        kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in found]
+        if sums is None:
+            return zeros(plan, [pa.array([], kind) for kind in kinds])
+        return replace(sums, keys=tuple(key.cast(kind) for key, kind in zip(sums.keys, kinds, strict=True)))
+    keys = work.public.typed(found, plan.by)
     mine = pa.array(blocks_of(keys, work.blocks) == block)
     public = zeros(plan, [key.filter(mine) for key in keys])
     if sums is None:

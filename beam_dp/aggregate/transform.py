@@ -7,6 +7,7 @@ call, and made firm by a reshuffle, so that of several attempts one alone is see
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import apache_beam as beam
@@ -19,7 +20,7 @@ from beam_dp.accounting.ledger import Grant, Ledger, require_grant
 from beam_dp.accounting.pipeline import full_label, ledger_of
 from beam_dp.aggregate.bounds import Bounds
 from beam_dp.aggregate.budget import SELECTION, Budget, PrivateSelection, Selection, split_budget
-from beam_dp.aggregate.metrics import Metric
+from beam_dp.aggregate.metrics import Metric, shared_statistics
 from beam_dp.aggregate.noise import GaussianNoise, LaplaceNoise, NoiseFamily
 from beam_dp.aggregate.partials import zeros
 from beam_dp.aggregate.public import public_partitions
@@ -109,6 +110,7 @@ class Aggregate(beam.PTransform):
         family = NOISES[require_choice("noise", noise, tuple(NOISES))]() if isinstance(noise, str) else noise
         selected, releases = split_budget(budget, chosen, selection, family, bounds, privacy_unit)
         self._plan = AggregationPlan(keys, privacy_unit, bounds, chosen, releases, selected)
+        self._schema = result_schema(self._plan)
         self._budget = budget
         self._buckets = require_count("buckets", buckets)
         self._max_windows = None if max_windows is None else require_count("max_windows", max_windows)
@@ -144,7 +146,7 @@ class Aggregate(beam.PTransform):
         if kind == "dict":
             return released | "ToDicts" >> beam.FlatMap(batch_to_dicts).with_output_types(dict[str, Any])
         if kind == "row":
-            hint = row_hint(result_schema(plan), pcoll.element_type, plan.by)
+            hint = row_hint(self._schema, pcoll.element_type, plan.by)
             return released | "ToRows" >> beam.FlatMap(batch_to_rows).with_output_types(hint)
         return released
 
@@ -211,7 +213,7 @@ def _metrics(metrics: object, by: tuple[str, ...]) -> tuple[Metric, ...]:
     twice = next((title for title in titles if titles.count(title) > 1), None)
     if twice is not None:
         raise ArgumentError(f"two columns of the output would be {twice!r}: give a metric another name=")
-    return tuple(metrics)
+    return shared_statistics(metrics)
 
 
 def require_firing_once(pcoll: beam.PCollection, what: str) -> bool:
@@ -238,8 +240,9 @@ def require_firing_once(pcoll: beam.PCollection, what: str) -> bool:
 
 def _fingerprints(plan: AggregationPlan) -> list[tuple[str, str]]:
     """What runs, for the comparison with the ledger: (name, fingerprint) of the selection and of each release."""
-    found = [] if plan.selection is None else [(SELECTION, f"{plan.selection!r} {plan.bounds!r} {plan.privacy_unit}")]
-    return found + [(release.label, repr(release)) for release in plan.releases]
+    names = [*(() if plan.selection is None else (SELECTION,)), *(release.label for release in plan.releases)]
+    enforced = f"{plan.bounds!r} {plan.privacy_unit}"
+    return [(name, f"{item!r} {enforced}") for name, item in zip(names, plan.items, strict=True)]
 
 
 def record_plan(
@@ -295,9 +298,14 @@ def check_grants(plan: AggregationPlan, grants: Sequence[object]) -> None:
 
 
 def result_schema(plan: AggregationPlan) -> pa.Schema:
-    """The columns of the output; keys, whose types the data decide, as null."""
-    nothing = zeros(plan, [pa.nulls(0) for _ in plan.by])
-    return release_block(plan, nothing, SecureSource().generator).schema
+    """The columns of the output; keys, whose types the data decide, as null.
+
+    Raises:
+        ArgumentError: two would have one name.
+    """
+    unselected = replace(plan, selection=None)
+    nothing = zeros(unselected, [pa.nulls(0) for _ in plan.by])
+    return release_block(unselected, nothing, SecureSource().generator).schema
 
 
 class _Release(beam.DoFn):

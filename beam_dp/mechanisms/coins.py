@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 Words: TypeAlias = npt.NDArray[np.uint64]
 Enclosure: TypeAlias = Callable[[int], tuple[Fraction, Fraction]]
-"""Given n, an interval of non-negative numbers that holds p and is narrower than 2^-n."""
+"""Given n, an interval of non-negative numbers that holds p, at most 2^-n wide."""
 
 _WORD = 64
 _GUARD_DIGITS = 8
@@ -44,7 +44,7 @@ def random_below(bound: int, rng: np.random.Generator) -> int:
 
 
 def enclose_exp(exponent: Fraction, bits: int) -> tuple[Fraction, Fraction]:
-    """An interval that holds exp(exponent) and is narrower than 2^-bits * max(1, exp(exponent)).
+    """An interval that holds exp(exponent), at most 2^-bits * max(1, exp(exponent)) wide.
 
     `decimal` rounds quotient and exponential correctly; the guard digits are for the quotient's error, which the
     exponential multiplies by the exponent.

@@ -17,6 +17,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import erf
 
 from beam_dp.errors import ArgumentError, describe_kind, require_positive
 from beam_dp.mechanisms.coins import Coin, Enclosure, exp_enclosure, flip_exp, logistic_enclosure
@@ -47,6 +48,9 @@ class IntegerNoise(Protocol):
 
     def half_width(self, confidence: float) -> int:
         """The smallest t with P[|X| <= t] >= confidence, which is in (0, 1)."""
+
+    def at_most(self, k: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """P[X <= k] for whole numbers k, as float64, same shape."""
 
     @property
     def largest_exponent(self) -> float:
@@ -97,6 +101,13 @@ class DiscreteLaplace:
         while outside(t) > 1 - confidence:
             t += 1
         return t
+
+    def at_most(self, k: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """α^-k/(1+α) below 0, else 1 - α^(k+1)/(1+α)."""
+        alpha = math.exp(-1 / self.scale)
+        below = np.exp(-np.abs(np.minimum(k, 0)) / self.scale) / (1 + alpha)
+        above = 1 - np.exp(-(np.maximum(k, -1) + 1) / self.scale) / (1 + alpha)
+        return np.where(k < 0, below, above)
 
     @property
     def largest_exponent(self) -> float:
@@ -173,15 +184,27 @@ class DiscreteGaussian:
         _require_confidence(confidence)
         if self.sigma > _SUMMED_SIGMA:
             reach = range(math.ceil(_SIGMAS * self.sigma))
-            return bisect.bisect_left(reach, confidence, key=self._inside)
-        _, weights = self._half_law()
-        inside = (2 * np.cumsum(weights) - 1) / (2 * weights.sum() - 1)
-        return min(int(np.searchsorted(inside, confidence)), len(weights) - 1)
+            return bisect.bisect_left(reach, confidence, key=lambda t: float(self._inside(t)))
+        inside = self._summed()
+        return min(int(np.searchsorted(inside, confidence)), len(inside) - 1)
 
-    def _inside(self, t: int) -> float:
+    def _inside(self, t: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """P[|X| <= t] by the midpoint rule with its first correction; the next one is below 1e-2/sigma^4."""
-        z = (t + 0.5) / self.sigma
-        return math.erf(z / math.sqrt(2)) + z * math.exp(-z * z / 2) / (12 * math.sqrt(2 * math.pi) * self.sigma**2)
+        z = (np.asarray(t, np.float64) + 0.5) / self.sigma
+        correction = z * np.exp(-np.square(z) / 2) / (12 * math.sqrt(2 * math.pi) * self.sigma**2)
+        return erf(z / math.sqrt(2)) + correction
+
+    def _summed(self) -> npt.NDArray[np.float64]:
+        """P[|X| <= t] for t = 0, 1, ... up to 12 sigma."""
+        _, weights = self._half_law()
+        return (2 * np.cumsum(weights) - 1) / (2 * weights.sum() - 1)
+
+    def at_most(self, k: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """From the law itself; see `half_width`."""
+        reach = np.minimum(np.where(k < 0, -k - 1, k), math.ceil(_SIGMAS * self.sigma))
+        large = self.sigma > _SUMMED_SIGMA
+        inside = self._inside(reach) if large else self._summed()[reach.astype(np.int64)]
+        return np.where(k < 0, (1 - inside) / 2, (1 + inside) / 2)
 
     @property
     def largest_exponent(self) -> float:

@@ -128,7 +128,7 @@ class ExponentialMechanism:
             ArgumentError: as `choose`.
         """
         values = _require_scores(scores)
-        weights = np.exp(-_gammas(values, values.max(), self.rate))
+        weights = np.exp(-_gammas(values, values.max(), float(self.rate)))
         return weights / weights.sum()
 
 
@@ -136,9 +136,10 @@ class _Sampler:
     """Draws from scores in descending order; see the module. Levels are runs of them, and the last one is the rest."""
 
     def __init__(self, scores: Scores, rate: Fraction) -> None:
-        self._scores, self._rate = scores, rate
-        tail = bisect.bisect_left(range(len(scores)), _TAIL_LEVEL, key=lambda i: self._levels(i, i + 1)[0])
-        levels = self._levels(0, tail).astype(np.int64)
+        self._scores, self._rate, self._float_rate = scores, rate, float(rate)
+        places = range(len(scores))
+        tail = bisect.bisect_left(places, _TAIL_LEVEL, key=lambda i: self._run(i, i + 1)[0] * _LEVELS_PER_GAMMA)
+        levels = (self._run(0, tail) * _LEVELS_PER_GAMMA).astype(np.int64)
         self._sizes = [*np.bincount(levels, minlength=_TAIL_LEVEL).tolist(), len(scores) - tail]
         self._starts = [0, *itertools.accumulate(self._sizes)]
         weights = (size << (_TAIL_LEVEL - level) for level, size in enumerate(self._sizes))
@@ -149,13 +150,13 @@ class _Sampler:
         while True:
             level = bisect.bisect_right(self._weights, random_below(self._weights[-1], rng))
             place = self._starts[level] + random_below(self._sizes[level], rng)
-            excess = _gammas(self._scores[place : place + 1], self._scores[0], self._rate) - level * math.log(2)
+            excess = self._run(place, place + 1) - level * math.log(2)
             if flip_exp(excess, self._acceptance(place, level), rng)[0]:
                 return place
 
-    def _levels(self, start: int, stop: int) -> npt.NDArray[np.float64]:
-        """m of a run of candidates, before it is rounded down."""
-        return _gammas(self._scores[start:stop], self._scores[0], self._rate) * _LEVELS_PER_GAMMA
+    def _run(self, start: int, stop: int) -> npt.NDArray[np.float64]:
+        """γ of a run of candidates."""
+        return _gammas(self._scores[start:stop], self._scores[0], self._float_rate)
 
     def _acceptance(self, place: int, level: int) -> Callable[[int], Enclosure]:
         """Of 2^level·exp(-γ)."""
@@ -168,7 +169,7 @@ class _Sampler:
         return lambda _: enclose
 
 
-def _gammas(scores: Scores, top: np.int64 | np.float64, rate: Fraction) -> npt.NDArray[np.float64]:
+def _gammas(scores: Scores, top: np.int64 | np.float64, rate: float) -> npt.NDArray[np.float64]:
     """γ = rate·(top - u) for scores up to ``top``: a relative error below 1e-15, infinite beyond float64."""
     with np.errstate(over="ignore"):
         if scores.dtype == np.int64:
@@ -176,7 +177,7 @@ def _gammas(scores: Scores, top: np.int64 | np.float64, rate: Fraction) -> npt.N
             gaps = (top.astype(np.uint64) - scores.astype(np.uint64)).astype(np.float64)
         else:
             gaps = np.asarray(top - scores, np.float64)
-        return gaps * float(rate)
+        return gaps * rate
 
 
 def _require_scores(scores: npt.ArrayLike) -> Scores:
