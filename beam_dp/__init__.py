@@ -1,6 +1,27 @@
-"""Differential privacy on Apache Beam: private text at any scale, with a ledger of what it cost."""
+"""Differential privacy on Apache Beam: private text and tables at any scale, with a ledger of what they cost."""
 
 from beam_dp.accounting.ledger import Ledger as Ledger
+from beam_dp.aggregate import Aggregate as Aggregate
+from beam_dp.aggregate import Bounds as Bounds
+from beam_dp.aggregate import Budget as Budget
+from beam_dp.aggregate import Count as Count
+from beam_dp.aggregate import DPCombineGlobally as DPCombineGlobally
+from beam_dp.aggregate import DPCombinePerKey as DPCombinePerKey
+from beam_dp.aggregate import EstimateFrequencies as EstimateFrequencies
+from beam_dp.aggregate import Histogram as Histogram
+from beam_dp.aggregate import LaplaceCount as LaplaceCount
+from beam_dp.aggregate import LaplaceMean as LaplaceMean
+from beam_dp.aggregate import LaplaceSum as LaplaceSum
+from beam_dp.aggregate import Mean as Mean
+from beam_dp.aggregate import MostFrequent as MostFrequent
+from beam_dp.aggregate import PrivacyUnitCount as PrivacyUnitCount
+from beam_dp.aggregate import PrivateSelection as PrivateSelection
+from beam_dp.aggregate import Quantiles as Quantiles
+from beam_dp.aggregate import RandomizedResponse as RandomizedResponse
+from beam_dp.aggregate import SelectPartitions as SelectPartitions
+from beam_dp.aggregate import Sum as Sum
+from beam_dp.aggregate import Variance as Variance
+from beam_dp.aggregate import VectorSum as VectorSum
 from beam_dp.embeddings import IndexRef as IndexRef
 from beam_dp.embeddings import build_index as build_index
 from beam_dp.embeddings import open_index as open_index

@@ -8,6 +8,7 @@ whichever searches come by, which has the same law as noise on all of them.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 
 from beam_dp.aggregate.bounds import Codes
 from beam_dp.aggregate.partials import Sparse
@@ -27,6 +27,7 @@ Draw = Callable[[int], Codes]
 
 # Children with less than this share of their parent's rows are noise to a search, not data.
 _LEAST_SHARE = 0.005
+_EXPONENTS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +208,7 @@ class _UpperBound(_Bound):
         self._edge = np.where(found, np.minimum(self._edge, self._left_edge(self.nodes + 1)), self._edge)
 
 
+@functools.lru_cache(maxsize=256)
 def rank_error_bounds(noise: IntegerNoise, quantile: float, confidence: float) -> list[float]:
     """How far ranks may be off in searches for bounds of one to four levels, all of them together with ``confidence``.
 
@@ -238,5 +240,4 @@ def _rank_error_bound(noise: IntegerNoise, quantile: float, confidence: float, d
         return float((np.logaddexp.reduce(terms) + rest - math.log(1 - confidence)) / t)
 
     # Markov's inequality holds for every t: the search for the best one need not be exact.
-    found = minimize_scalar(bound, bounds=(1e-3, 0.999), method="bounded")
-    return bound(float(found.x)) + 1
+    return min(map(bound, np.geomspace(1e-3, 0.999, _EXPONENTS))) + 1

@@ -108,10 +108,34 @@ def _keys(values: Sequence[Any], name: str) -> pa.Array:
     one_kind = len(kinds) <= 1 or any(all(issubclass(kind, whole) for kind in kinds) for whole in _KEY_KINDS)
     try:
         if one_kind:
-            return pa.array(values)
+            return _of_one_type(values, name)
+    except UnicodeEncodeError:
+        # As in batches: what is no Unicode is no key.
+        return pa.array([None if value is None or not _is_unicode(value) else value for value in values])
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
         pass
     raise InputError(f"column {name!r} holds keys of several kinds, or integers beyond 64 bits: make them all strings")
+
+
+def _of_one_type(values: Sequence[Any], name: str) -> pa.Array:
+    """``values`` as an array whose type one row cannot change: it shows, and batches of two types are refused."""
+    array = pa.array(values)
+    if pa.types.is_decimal(array.type):
+        raise InputError(f"column {name!r} holds decimals of any number of digits: make them all strings")
+    if not pa.types.is_timestamp(array.type):
+        return array
+    zoned = {getattr(value, "tzinfo", None) is not None for value in values if value is not None}
+    if len(zoned) > 1:
+        raise InputError(f"column {name!r} holds timestamps with and without a time zone: make them alike")
+    return array.cast(pa.timestamp(array.type.unit, "UTC")) if zoned == {True} else array
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def numbers_of(values: Sequence[Any]) -> pa.Array:
@@ -119,7 +143,7 @@ def numbers_of(values: Sequence[Any]) -> pa.Array:
 
     Each value by itself: what becomes of one must not depend on the rows of others beside it.
     """
-    if all(issubclass(kind, _NUMBERS) for kind in set(map(type, values))):
+    if all(issubclass(kind, _NUMBERS) and kind is not np.timedelta64 for kind in set(map(type, values))):
         try:
             return pa.array(np.array(values, np.float64))
         except OverflowError:  # an integer beyond the floats

@@ -37,7 +37,10 @@ _SUMMED_SIGMA = 2.0**12
 
 
 class IntegerNoise(Protocol):
-    """A symmetric law on the integers."""
+    """A symmetric law on the integers; a value."""
+
+    def __hash__(self) -> int:
+        """Equal laws have equal hashes."""
 
     @property
     def stddev(self) -> float:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.typehints import typehints
 
-from beam_dp.errors import ArgumentError, InputError, require_count
+from beam_dp.errors import ArgumentError, InputError, describe_kind, require_count
 from beam_dp.io import batches as _coder  # noqa: F401  (registers the coder of RecordBatch)
 from beam_dp.io.lines import invalid_utf8
 from beam_dp.io.rows import require_column
@@ -45,6 +45,8 @@ class SplitIntoNgrams(beam.PTransform):
         self, *, privacy_unit: str, text_column: str = "text", sizes: Sequence[int] = (1,), max_words: int = 64
     ) -> None:
         super().__init__()
+        if not isinstance(sizes, Sequence):
+            raise ArgumentError(f"sizes must be a list of numbers of words, not {describe_kind(sizes)}")
         chosen = tuple(require_count("sizes", size) for size in sizes)
         if not chosen or len(set(chosen)) != len(chosen) or max(chosen) > LARGEST_SIZE:
             raise ArgumentError(f"sizes must be one or more different numbers of words, from 1 to {LARGEST_SIZE}")
