@@ -135,7 +135,9 @@ def _basic_total(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def _central_total(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Basic composition for one privacy unit and, at the same delta, the epsilon by privacy loss distributions.
+    """Basic composition for one privacy unit and the epsilon by privacy loss distributions.
+
+    The latter is at the delta of the former and what the entries set aside for composition.
 
     Every entry has a dominating pair, its ``loss`` or else the one that its (ε, δ) implies, and the pairs' product,
     each taken m_i times, dominates all applications together: see `beam_dp.accounting.loss`. The smaller epsilon of the
@@ -143,12 +145,14 @@ def _central_total(entries: Sequence[Entry]) -> dict[str, Any]:
     """
     sums = _unit_sums(entries)
     basic = {"epsilon": sums["epsilon"], "delta": sums["delta"]}
-    epsilon = None
-    if basic["epsilon"] is not None and basic["delta"]:
-        epsilon = pld_epsilon(tuple((_loss(entry), entry.max_applications or 0) for entry in entries), basic["delta"])
+    epsilon, delta = None, None
+    if basic["epsilon"] is not None:
+        delta = _delta_sum(((entry.max_applications or 0, entry) for entry in entries), with_spare=True)
+    if delta:
+        epsilon = pld_epsilon(tuple((_loss(entry), entry.max_applications or 0) for entry in entries), delta)
     better = None if epsilon is None else round_up(Fraction(epsilon))
     by_pld = better is not None and better < basic["epsilon"] * _WORTH_SAYING
-    total = sums | ({"epsilon": better} if by_pld else {})
+    total = sums | ({"epsilon": better, "delta": delta} if by_pld else {})
     return total | {
         "composition": "pld" if by_pld else "basic",
         "basic": basic,
@@ -290,7 +294,10 @@ def _worst_case(entries: Sequence[Entry]) -> float | None:
     return round_up(sum(_epsilon(e) * (e.max_applications or 0) * Fraction(e.diameter or 0.0) for e in entries))
 
 
-def _delta_sum(terms: Iterable[tuple[int, Entry]]) -> float | None:
-    """Σ count·δ rounded up to a float, or None where it is 1 or more."""
-    total = sum((count * Fraction(entry.guarantee.delta) for count, entry in terms), Fraction(0))
+def _delta_sum(terms: Iterable[tuple[int, Entry]], *, with_spare: bool = False) -> float | None:
+    """Σ count·δ rounded up to a float, or None where it is 1 or more; with what is set aside for composition or not."""
+    total = Fraction(0)
+    for count, entry in terms:
+        spare = Fraction(entry.composition_delta) if with_spare else Fraction(0)
+        total += count * (Fraction(entry.guarantee.delta) + spare)
     return float_up(total) if total < 1 else None

@@ -56,6 +56,8 @@ class Entry:
             else None.
         loss: for central guarantees what one application loses at most, where more is known than epsilon and delta;
             totals are tighter for it. It must imply the guarantee. Else None.
+        composition_delta: for central guarantees a delta beyond the guarantee's own that a total may take for each
+            application, so that composition by privacy loss distributions can state a smaller epsilon; in [0, 1).
         fingerprint: sha256 of the string that says exactly what the workers run.
         parameters: whatever else a reader of the ledger should know; JSON values, never data.
     """
@@ -66,6 +68,7 @@ class Entry:
     max_applications: int | None
     diameter: float | None = None
     loss: PrivacyLoss | None = None
+    composition_delta: float = 0.0
     fingerprint: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -92,6 +95,10 @@ class Entry:
                 )
             if not isinstance(self.guarantee, CentralGuarantee):
                 raise ArgumentError("loss goes with a central guarantee only")
+        spare = _finite_not_negative("composition_delta", self.composition_delta)
+        if spare and (spare >= 1 or not isinstance(self.guarantee, CentralGuarantee)):
+            raise ArgumentError("composition_delta is below 1 and goes with a central guarantee only")
+        object.__setattr__(self, "composition_delta", spare)
         # A private copy: what was sealed must not change when the caller's mapping does.
         object.__setattr__(self, "parameters", json.loads(canonical_json(dict(self.parameters))))
 
@@ -109,6 +116,7 @@ class Entry:
             "max_applications": self.max_applications,
             "diameter": self.diameter,
             "loss": None if self.loss is None else self.loss.to_json(),
+            "composition_delta": self.composition_delta,
             "fingerprint": self.fingerprint,
             "parameters": dict(self.parameters),
         }
@@ -123,7 +131,7 @@ class Entry:
         """
         try:
             model = _MODELS[fields["model"]]
-            loss = fields.get("loss")  # absent from ledgers that are older than it
+            loss = fields.get("loss")  # absent, as composition_delta, from ledgers that are older than it
             claim: dict[str, Any] = {name: fields[name] for name in ("epsilon", "delta", "basis", "reason")}
             own = ("metric", "index_digest") if model is MetricGuarantee else ("privacy_unit",)
             return cls(
@@ -133,6 +141,7 @@ class Entry:
                 max_applications=fields["max_applications"],
                 diameter=fields["diameter"],
                 loss=None if loss is None else loss_from_json(loss),
+                composition_delta=fields.get("composition_delta", 0.0),
                 fingerprint=fields["fingerprint"],
                 parameters=fields["parameters"],
             )

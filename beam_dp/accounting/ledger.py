@@ -71,9 +71,11 @@ class Ledger:
         """sha256 of the canonical JSON of the entries: equal plans have equal hashes."""
         plan = [entry.to_json() for entry in self.entries]
         for fields in plan:
+            # So that ledgers from before entries had these keep their hash.
             if fields["loss"] is None:
-                # So that ledgers from before entries had a loss keep their hash.
                 del fields["loss"]
+            if not fields["composition_delta"]:
+                del fields["composition_delta"]
         return sha256_of(canonical_json(plan))
 
     def record(
@@ -86,6 +88,7 @@ class Ledger:
         fingerprint: str,
         diameter: float | None = None,
         loss: PrivacyLoss | None = None,
+        composition_delta: float = 0.0,
         parameters: Mapping[str, Json] | None = None,
     ) -> Grant:
         """Adds an entry and returns the grant that lets the workers run it.
@@ -99,6 +102,7 @@ class Ledger:
                 ``max_words``; the DoFn passes the same string to `Grant.check`. The ledger keeps its sha256.
             diameter: metric guarantees only: upper bound on the distance of two words.
             loss: central guarantees only: what one application loses at most, for tighter totals; see `Entry`.
+            composition_delta: central guarantees only: delta that totals may take for it; see `Entry`.
             parameters: further JSON values for the reader of the ledger; never data.
 
         Raises:
@@ -114,6 +118,7 @@ class Ledger:
             max_applications=max_applications,
             diameter=diameter,
             loss=loss,
+            composition_delta=composition_delta,
             fingerprint=sha256_of(fingerprint),
             parameters=parameters or {},
         )

@@ -41,8 +41,9 @@ class Budget:
     Attributes:
         epsilon: finite, above 0.
         delta: in [0, 1); above 0 for private selection and for Gaussian noise.
-        composition: ``basic``: the shares add up to epsilon. ``pld``: all shares are raised by one factor as far as the
-            composed privacy loss distribution stays within (epsilon, delta); less noise, most of all for many metrics.
+        composition: ``basic``: the shares add up to epsilon. ``pld``: half of delta, or all of it where nothing else
+            needs it, is set aside for composition, and all epsilons are raised by one factor as far as the composed
+            privacy loss distribution stays within (epsilon, delta); worth it for many partitions or metrics.
     """
 
     epsilon: float
@@ -137,6 +138,21 @@ class SelectionRelease:
         return {"sensitivity": {"units_per_partition": 1}}
 
 
+@dataclass(frozen=True)
+class Split:
+    """A budget as it is split.
+
+    Attributes:
+        selection: private selection with its share; None where the partitions are public.
+        releases: every statistic that is released, with its noise.
+        composition_delta: what is set aside for composition.
+    """
+
+    selection: SelectionRelease | None
+    releases: tuple[Release, ...]
+    composition_delta: float
+
+
 def split_budget(
     budget: Budget,
     metrics: Sequence[Metric],
@@ -144,7 +160,7 @@ def split_budget(
     noise: NoiseFamily,
     bounds: Bounds,
     unit: str,
-) -> tuple[SelectionRelease | None, tuple[Release, ...]]:
+) -> Split:
     """Everything that is released, with its noise; see `Budget`.
 
     Raises:
@@ -152,24 +168,24 @@ def split_budget(
     """
     if noise.needs_delta and metrics and budget.delta == 0:
         raise ArgumentError("delta must be above 0 for gaussian noise: write Budget(epsilon, delta=1e-6)")
-    make = _maker(budget, metrics, selection, noise, bounds, unit)
     if budget.composition == "basic":
-        return make(1.0)
-    return _raised(budget, make)
-
-
-_Plan = tuple[SelectionRelease | None, tuple[Release, ...]]
+        return _maker(budget, 0.0, metrics, selection, noise, bounds, unit)(1.0)
+    if budget.delta == 0:
+        raise ArgumentError("delta must be above 0 for composition pld: write Budget(epsilon, delta=1e-6, ...)")
+    needed = selection is not None or noise.needs_delta
+    return _raised(budget, _maker(budget, budget.delta / (2 if needed else 1), metrics, selection, noise, bounds, unit))
 
 
 def _maker(
     budget: Budget,
+    spare: float,
     metrics: Sequence[Metric],
     selection: Selection | None,
     noise: NoiseFamily,
     bounds: Bounds,
     unit: str,
-) -> Callable[[float], _Plan]:
-    """The plan as a function of the factor by which the epsilons of basic composition are multiplied."""
+) -> Callable[[float], Split]:
+    """The split as a function of the factor by which the epsilons of basic composition are multiplied."""
     wanted = _wanted(metrics)
     chosen = Fraction(0) if selection is None else Fraction(selection.weight)
     total = sum((weight for _, weight in wanted.values()), chosen)
@@ -177,9 +193,10 @@ def _maker(
 
     def share(weight: Fraction, factor: float) -> tuple[float, float]:
         epsilon = _down(Fraction(budget.epsilon) * weight / total * Fraction(factor))
-        return epsilon, _down(Fraction(budget.delta) * weight / total_delta) if total_delta else 0.0
+        delta = Fraction(budget.delta) - Fraction(spare)
+        return epsilon, _down(delta * weight / total_delta) if total_delta else 0.0
 
-    def make(factor: float) -> _Plan:
+    def make(factor: float) -> Split:
         kept = None
         if selection is not None:
             epsilon, delta = share(chosen, factor)
@@ -193,7 +210,7 @@ def _maker(
             epsilon, delta = share(weight, factor)
             delta = delta if noise.needs_delta else 0.0
             releases.append(noise.plan(label, statistic, bounds, unit, epsilon=epsilon, delta=delta))
-        return kept, tuple(releases)
+        return Split(kept, tuple(releases), spare)
 
     return make
 
@@ -215,14 +232,15 @@ def _wanted(metrics: Sequence[Metric]) -> dict[Statistic, tuple[str, Fraction]]:
     return wanted
 
 
-def _raised(budget: Budget, make: Callable[[float], _Plan]) -> _Plan:
-    """The plan with the largest factor, within a hundredth, whose composed loss is within the budget."""
+def _raised(budget: Budget, make: Callable[[float], Split]) -> Split:
+    """The split with the largest factor, within a hundredth, whose composed loss is within the budget."""
 
     def fits(factor: float) -> bool:
-        selection, releases = make(factor)
-        items = [item for item in (selection, *releases) if item is not None]
+        split = make(factor)
+        items = [item for item in (split.selection, *split.releases) if item is not None]
         losses = tuple((item.loss, 1) for item in items if item.loss is not None)
-        composed = pld_epsilon(losses, budget.delta)
+        spent = sum((Fraction(item.guarantee.delta) for item in items), Fraction(split.composition_delta))
+        composed = pld_epsilon(losses, _down(spent))
         return composed is not None and composed <= budget.epsilon
 
     low, high = 1.0, _LARGEST_FACTOR

@@ -213,8 +213,10 @@ class DPCombinePerKey(beam.PTransform):
         if (public_keys is None) == (selection is None):
             raise ArgumentError("exactly one of public_keys and selection must be given")
         self._public = None if public_keys is None else _public_keys(public_keys)
-        selected, releases = split_budget(budget, (fn.metric,), selection, LaplaceNoise(), bounds, privacy_unit)
-        self._plan = AggregationPlan((_KEY,), privacy_unit, bounds, (fn.metric,), releases, selected)
+        split = split_budget(budget, (fn.metric,), selection, LaplaceNoise(), bounds, privacy_unit)
+        self._plan = AggregationPlan(
+            (_KEY,), privacy_unit, bounds, (fn.metric,), split.releases, split.selection, split.composition_delta
+        )
         self._fn = fn
         self._max_windows = None if max_windows is None else require_count("max_windows", max_windows)
         self._ledger = ledger

@@ -106,7 +106,7 @@ class Partials:
         matrix = (
             np.empty((batch.num_rows, 0), np.int64)
             if pa.types.is_null(dense.type)
-            else dense.flatten().to_numpy(zero_copy_only=False).reshape(batch.num_rows, -1)
+            else dense.flatten().to_numpy(zero_copy_only=False).reshape(batch.num_rows, dense.type.list_size)
         )
         sparse = []
         for i in range(sum(name.startswith(_LEAVES) for name in columns)):

@@ -28,6 +28,7 @@ class AggregationPlan:
         metrics: what is shown of a partition.
         releases: the statistics of all metrics, each once, with its noise.
         selection: how partitions are selected; None where they are public.
+        composition_delta: what of delta is set aside for composition.
     """
 
     by: tuple[str, ...]
@@ -36,6 +37,7 @@ class AggregationPlan:
     metrics: tuple[Metric, ...]
     releases: tuple[Release, ...]
     selection: SelectionRelease | None
+    composition_delta: float = 0.0
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:

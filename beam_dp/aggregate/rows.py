@@ -107,19 +107,21 @@ def _keys(values: Sequence[Any], name: str) -> pa.Array:
     # Arrow would make dates of datetimes, or refuse them, after the first one in the batch.
     one_kind = len(kinds) <= 1 or any(all(issubclass(kind, whole) for kind in kinds) for whole in _KEY_KINDS)
     try:
-        if one_kind:
-            return _of_one_type(values, name)
+        array = pa.array(values) if one_kind else None
     except UnicodeEncodeError:
         # As in batches: what is no Unicode is no key.
-        return pa.array([None if value is None or not _is_unicode(value) else value for value in values])
+        array = pa.array([None if value is None or not _is_unicode(value) else value for value in values])
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        pass
-    raise InputError(f"column {name!r} holds keys of several kinds, or integers beyond 64 bits: make them all strings")
+        array = None
+    if array is None:
+        raise InputError(
+            f"column {name!r} holds keys of several kinds, or integers beyond 64 bits: make them all strings"
+        )
+    return _of_one_type(array, values, name)
 
 
-def _of_one_type(values: Sequence[Any], name: str) -> pa.Array:
-    """``values`` as an array whose type one row cannot change: it shows, and batches of two types are refused."""
-    array = pa.array(values)
+def _of_one_type(array: pa.Array, values: Sequence[Any], name: str) -> pa.Array:
+    """``array``, made of ``values``, with a type that no single row decides: the type of the keys is in the output."""
     if pa.types.is_decimal(array.type):
         raise InputError(f"column {name!r} holds decimals of any number of digits: make them all strings")
     if not pa.types.is_timestamp(array.type):

@@ -255,7 +255,11 @@ def require_bounds(low: object, high: object, *, equal: bool = True) -> tuple[fl
     for name, value in (("low", low), ("high", high)):
         if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
             raise ArgumentError(f"{name} must be a finite number, not {describe_kind(value)}")
-        if not math.isfinite(value) or abs(value) > 1e150:
+        try:
+            within = abs(float(value)) <= 1e150
+        except OverflowError:
+            within = False
+        if not within:
             raise ArgumentError(f"{name} must be a finite number of magnitude at most 1e150")
     a, b = float(low), float(high)  # type: ignore[arg-type]
     if a > b or (a == b and not equal):

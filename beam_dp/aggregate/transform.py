@@ -108,8 +108,10 @@ class Aggregate(beam.PTransform):
         if not chosen and selection is None:
             raise ArgumentError("metrics must not be empty where the partitions are public: nothing would be released")
         family = NOISES[require_choice("noise", noise, tuple(NOISES))]() if isinstance(noise, str) else noise
-        selected, releases = split_budget(budget, chosen, selection, family, bounds, privacy_unit)
-        self._plan = AggregationPlan(keys, privacy_unit, bounds, chosen, releases, selected)
+        split = split_budget(budget, chosen, selection, family, bounds, privacy_unit)
+        self._plan = AggregationPlan(
+            keys, privacy_unit, bounds, chosen, split.releases, split.selection, split.composition_delta
+        )
         self._schema = result_schema(self._plan)
         self._budget = budget
         self._buckets = require_count("buckets", buckets)
@@ -257,7 +259,7 @@ def record_plan(
         max_applications: how many windows a unit is in; None if unknown.
         enforced: whether contribution bounds are enforced, or what the caller says of the data.
     """
-    grants = []
+    grants: list[Grant] = []
     for (name, fingerprint), item in zip(_fingerprints(plan), plan.items, strict=True):
         grant = ledger.record(
             label=f"{label}/{name}",
@@ -266,6 +268,8 @@ def record_plan(
             max_applications=max_applications,
             fingerprint=fingerprint,
             loss=item.loss,
+            # For all of them together, so it stands once.
+            composition_delta=0.0 if grants else plan.composition_delta,
             parameters=item.parameters() | bounds_parameters(plan, enforced),
         )
         grants.append(grant)

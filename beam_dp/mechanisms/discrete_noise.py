@@ -200,7 +200,8 @@ class DiscreteGaussian:
     def _summed(self) -> npt.NDArray[np.float64]:
         """P[|X| <= t] for t = 0, 1, ... up to 12 sigma."""
         _, weights = self._half_law()
-        return (2 * np.cumsum(weights) - 1) / (2 * weights.sum() - 1)
+        both_sides = 2 * np.cumsum(weights) - 1
+        return both_sides / both_sides[-1]
 
     def at_most(self, k: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """From the law itself; see `half_width`."""

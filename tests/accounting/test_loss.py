@@ -18,6 +18,7 @@ from beam_dp.accounting.loss import (
     DiscreteLaplaceLoss,
     ParametersLoss,
     PrivacyLoss,
+    _discrete_gaussian_log_cdf,
     loss_from_json,
 )
 from beam_dp.errors import ArgumentError, InputError
@@ -195,6 +196,19 @@ def test_size_does_not_matter() -> None:
     ratio = 0.25
     exact = special.ndtr(ratio / 2 - epsilons / ratio) - np.exp(epsilons) * special.ndtr(-ratio / 2 - epsilons / ratio)
     np.testing.assert_allclose(gaussian.divergence(epsilons), exact, rtol=1e-7, atol=1e-16)
+
+
+@pytest.mark.parametrize("sigma", [250.0, 256.0, 300.0])
+def test_tails_of_the_gaussian_have_all_their_digits(sigma: float) -> None:
+    """At thirty sigmas each term of the series counts; the table next to it is summed from the small end."""
+    weights = np.exp(-(np.arange(int(37 * sigma)) ** 2) / (2 * sigma**2))
+    total = 2 * math.fsum(weights) - 1
+    for sigmas in (0.0, 0.5, 3.0, 12.0, 30.0):
+        last = int(sigmas * sigma)
+        beyond = math.fsum(weights[last:]) / total
+        found = _discrete_gaussian_log_cdf(np.array([-float(last), last - 1.0]), sigma)
+        assert math.exp(found[0]) == pytest.approx(beyond, rel=3e-13, abs=0)
+        assert -math.expm1(found[1]) == pytest.approx(beyond, rel=3e-13, abs=1e-16)
 
 
 @pytest.mark.parametrize("loss", [noise for noise in NOISES if isinstance(noise, DiscreteGaussianLoss)], ids=repr)

@@ -72,13 +72,13 @@ def test_other_models_and_several_groups_are_listed() -> None:
     assert "not stated: entries protect different privacy units" in table
 
 
-def _count(ledger: Ledger, label: str, *, delta: float, unit: str = "user", uses: int | None = 100) -> None:
+def _count(ledger: Ledger, label: str, *, delta: float, unit: str = "user", uses: int | None = 128) -> None:
     ledger.record(
         label=label,
         mechanism="DiscreteLaplace(scale=10)",
-        guarantee=CentralGuarantee(basis="proved", epsilon=0.01, delta=delta, privacy_unit=unit),
+        guarantee=CentralGuarantee(basis="proved", epsilon=2.0**-7, delta=delta, privacy_unit=unit),
         max_applications=uses,
-        loss=DiscreteLaplaceLoss(scale=1000.0, sensitivity=10),
+        loss=DiscreteLaplaceLoss(scale=2.0**11, sensitivity=16),
         fingerprint="f",
     )
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_stated_has_no_groups() -> None:
     _count(ledger, "count", delta=1e-8, uses=None)
     assert "units together" not in ledger.table()
     ledger = Ledger()
-    _count(ledger, "count", delta=0.009)
+    _count(ledger, "count", delta=0.005)
     assert f"  {'of any 2 units together':<36}not stated\n" in ledger.table()
 
 
