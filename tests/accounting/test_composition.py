@@ -297,7 +297,7 @@ def test_a_central_total_is_the_epsilon_of_the_privacy_losses_at_the_same_delta(
 
 
 def test_delta_set_aside_for_composition_is_in_the_total_only_where_it_is_used() -> None:
-    one = _central_total(_central(0.1, 1e-9, composition_delta=1e-6))
+    one = _central_total(_central(0.1, 1e-9, composition_delta=1e-12))
     assert (one["composition"], one["epsilon"], one["delta"]) == ("basic", 0.1, 1e-9)
     metric = MetricGuarantee(epsilon=1.0, basis="proved", metric="euclidean", index_digest="a")
     for guarantee, delta in ((metric, 1e-6), (CentralGuarantee(epsilon=1.0, basis="proved", privacy_unit="u"), 1.0)):
