@@ -165,7 +165,8 @@ def test_the_epsilon_holds_and_is_tight(losses: list[PrivacyLoss], delta: float)
     delta += sum(loss.times * loss.delta for loss in losses if isinstance(loss, ParametersLoss))
     epsilon = pld_epsilon(tuple((loss, 1) for loss in losses), delta)
     assert epsilon is not None
-    assert _exact_delta(losses, epsilon) <= delta * (1 + 1e-9)
+    # The reference rounds losses to twelve decimals.
+    assert _exact_delta(losses, epsilon) <= delta * (1 + 1e-9) + 1e-11
     most = sum(loss.times * loss.reach for loss in losses)
     assert 0 <= epsilon <= most * (1 + 1e-3)
     if epsilon > 2e-3 * most:
