@@ -353,7 +353,7 @@ class _CountResponses(beam.CombineFn):
 def _frequencies(counts: Counts, mechanism: ResponseMechanism, categories: Categories) -> pa.RecordBatch:
     """One row a category; NaN becomes null."""
     shares, errors = mechanism.estimate(counts)
-    return pa.record_batch(
+    return pa.RecordBatch.from_pydict(
         {
             "category": categories.column(np.arange(len(categories), dtype=np.int32)),
             "estimate": pa.array(shares, from_pandas=True),

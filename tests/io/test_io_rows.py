@@ -102,7 +102,7 @@ def test_output_types():
 
 
 def test_output_batch_has_the_new_column_the_kept_ones_and_the_place_of_the_old():
-    batch = with_position(pa.record_batch({"x": [0], "user": [1], "text": ["a"]}), Position(1, 2, 3))
+    batch = with_position(pa.RecordBatch.from_pydict({"x": [0], "user": [1], "text": ["a"]}), Position(1, 2, 3))
     out = with_column(batch.replace_schema_metadata(batch.schema.metadata | {b"note": b"a"}), SHAPE, pa.array([7]))
     assert out.to_pylist() == [{"text": 7, "user": 1}]
     assert position_of(out) == Position(1, 2, 3) and b"note" not in out.schema.metadata
