@@ -57,8 +57,9 @@ class RunOptions(PipelineOptions):
     """The options of every pipeline of this package.
 
     Beam puts the flags of all direct subclasses of PipelineOptions that a process has imported into one parser, where
-    a flag may exist once. So a flag that two pipelines have belongs here, and none is declared as required: use
-    `require_flags`.
+    a flag may exist once. So a flag that all pipelines have belongs here, and one that some have into a class of its
+    own, which the classes of those pipelines name in an attribute ``shared`` (see `parse_options`). None is declared as
+    required: use `require_flags`.
     """
 
     @classmethod
@@ -111,6 +112,28 @@ class RunOptions(PipelineOptions):
             action="store_true",
             help="show Beam's log and tracebacks, which may quote input data (default: hide them)",
         )
+
+
+class EpsilonOptions(PipelineOptions):
+    """The privacy parameter of the pipelines that have one."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--epsilon",
+            type=float,
+            help="privacy parameter: of one word, in units of 1/distance (privatize_text); of all rows of one privacy "
+            "unit together (aggregate, private_vocabulary)",
+        )
+
+
+class TextInputOptions(PipelineOptions):
+    """The options of the pipelines that read texts."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: ArgumentParser) -> None:
+        parser.add_argument("--text_column", default="text", help="the column that holds the texts (default: text)")
+        parser.add_argument("--max_words", type=int, default=64, help="words kept of a text (default: 64)")
 
 
 class StrictParser(ArgumentParser):
@@ -176,22 +199,23 @@ def parse_options(argv: Sequence[str], *classes: type[PipelineOptions], descript
 
     Args:
         argv: the command line without the program's name.
-        classes: the pipeline's own options.
+        classes: the pipeline's own options; the classes in an attribute ``shared`` of one of them belong to it.
         description: what ``--help`` says first.
 
     Raises:
         ArgumentError: see `StrictParser.parse_strictly`; also an ``--engine`` that contradicts ``--runner``.
         SystemExit: 0, after ``--help``.
     """
+    own = [cls for first in classes for cls in (first, *getattr(first, "shared", ()))]
     if _wants_help(argv):
         parser = StrictParser(description)
-        for cls in (*classes, RunOptions):
+        for cls in (*own, RunOptions):
             _declare(cls, parser)
         parser.add_argument("--dry_run", action="store_true", help=_DRY_RUN_HELP)
         parser.epilog = _RUNNER_HINT
         _print_help(parser)
     flags = _with_dry_run_value(argv)
-    given = _full_parser((RunOptions, *classes)).parse_strictly(flags)
+    given = _full_parser((RunOptions, *own)).parse_strictly(flags)
     engine = given.engine or (None if given.runner else "local")
     if engine:
         flags += _preset(engine, given, flags)
@@ -201,6 +225,11 @@ def parse_options(argv: Sequence[str], *classes: type[PipelineOptions], descript
     run.run_id = given.run_id or uuid.uuid4().hex[:16]
     options.view_as(TestOptions).dry_run = _boolean("--dry_run", given.dry_run)
     return options
+
+
+def names_in(value: str | None) -> tuple[str, ...]:
+    """The names in the value of a flag that takes several, separated by commas."""
+    return tuple(name.strip() for name in (value or "").split(",") if name.strip())
 
 
 def require_flags(options: PipelineOptions, *names: str) -> None:

@@ -13,22 +13,28 @@ import sys
 from argparse import ArgumentParser
 
 import apache_beam as beam
-from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import PipelineOptions, TestOptions
-from apache_beam.runners.runner import PipelineResult, PipelineState
+from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_dp import MECHANISMS, Ledger, PrivatizeText, ReadBatches, WordMechanism, WriteBatches
-from beam_dp.errors import ArgumentError, BeamDpError
-from beam_dp.io.publish import discard_staging
+from beam_dp import MECHANISMS, Ledger, PrivatizeText, ReadBatches, WordMechanism
+from beam_dp.errors import ArgumentError
 from beam_dp.text import OOV_POLICIES
-from pipelines.main import progress, run_main, summary
-from pipelines.options import RunOptions, is_remote_engine, parse_options, require_flags, require_remote_paths
+from pipelines.main import run_main
+from pipelines.options import (
+    EpsilonOptions,
+    RunOptions,
+    TextInputOptions,
+    names_in,
+    parse_options,
+)
+from pipelines.run import publish, run_pipeline
 
 MECHANISM_PARAMETERS = ("epsilon", "scale", "neighbours")
 
 
 class PrivatizeTextOptions(PipelineOptions):
     """The options of this pipeline alone."""
+
+    shared = (EpsilonOptions, TextInputOptions)
 
     @classmethod
     def _add_argparse_args(cls, parser: ArgumentParser) -> None:
@@ -38,15 +44,12 @@ class PrivatizeTextOptions(PipelineOptions):
             default="multivariate_laplace",
             help="what is drawn for each word (default: multivariate_laplace)",
         )
-        parser.add_argument("--epsilon", type=float, help="privacy parameter, in units of 1/distance")
         parser.add_argument("--scale", type=float, help="truncated_gumbel: noise scale instead of --epsilon")
         parser.add_argument("--neighbours", type=int, help="truncated_gumbel: candidates of a word (default: 40)")
         parser.add_argument(
             "--index", metavar="DIR_OR_URI", help="embedding index (default: the one inside the package)"
         )
-        parser.add_argument("--text_column", default="text", help="the column to privatize (default: text)")
         parser.add_argument("--keep_columns", metavar="A,B", help="columns to pass on unchanged and unprotected")
-        parser.add_argument("--max_words", type=int, default=64, help="words kept of a text (default: 64)")
         parser.add_argument(
             "--oov",
             choices=OOV_POLICIES,
@@ -67,13 +70,13 @@ def mechanism_from(options: PipelineOptions) -> WordMechanism:
     Raises:
         ArgumentError: a parameter is out of range, missing, or one that the mechanism does not have.
     """
-    own = options.view_as(PrivatizeTextOptions)
-    mechanism = MECHANISMS[own.mechanism]
+    values = options.get_all_options()
+    mechanism = MECHANISMS[values["mechanism"]]
     known = {field.name for field in dataclasses.fields(mechanism)}  # type: ignore[arg-type]
-    given = {name: getattr(own, name) for name in MECHANISM_PARAMETERS if getattr(own, name) is not None}
+    given = {name: values[name] for name in MECHANISM_PARAMETERS if values[name] is not None}
     for name in given:
         if name not in known:
-            raise ArgumentError(f"--{name} is not a parameter of {own.mechanism}: leave it out")
+            raise ArgumentError(f"--{name} is not a parameter of {values['mechanism']}: leave it out")
     if "epsilon" not in given and "scale" not in given:
         raise ArgumentError("--epsilon is required: write --epsilon=VALUE")
     return mechanism(**given)
@@ -81,69 +84,35 @@ def mechanism_from(options: PipelineOptions) -> WordMechanism:
 
 def build(pipeline: beam.Pipeline, ledger: Ledger, options: PipelineOptions) -> None:
     """Adds read, privatize and publish to ``pipeline``."""
-    run, own = options.view_as(RunOptions), options.view_as(PrivatizeTextOptions)
-    keep = tuple(name.strip() for name in (own.keep_columns or "").split(",") if name.strip())
+    run, texts = options.view_as(RunOptions), options.view_as(TextInputOptions)
+    own = options.view_as(PrivatizeTextOptions)
+    keep = names_in(own.keep_columns)
     privatize = PrivatizeText(
         mechanism_from(options),
         index=own.index,
-        text_column=own.text_column,
+        text_column=texts.text_column,
         keep_columns=keep,
-        max_words=own.max_words,
+        max_words=texts.max_words,
         oov=own.oov,
         search=own.search,
     )
-    source = ReadBatches(run.input, format=run.format, columns=(own.text_column, *keep), text_column=own.text_column)
-    read = pipeline | "Read" >> source.with_rejects()
-    write = WriteBatches(
-        run.output,
-        format=source.format,
-        run_id=run.run_id,
-        overwrite=run.overwrite,
-        max_rejects=run.max_rejects,
-        plan=ledger.plan(),
-        ledger_path=run.ledger,
-        inputs=source.paths,
+    source = ReadBatches(
+        run.input, format=run.format, columns=(texts.text_column, *keep), text_column=texts.text_column
     )
-    (read.batches | "Privatize" >> privatize, read.rejected) | "Write" >> write
+    read = pipeline | "Read" >> source.with_rejects()
+    publish(read.batches | "Privatize" >> privatize, read.rejected, source=source, ledger=ledger, options=options)
 
 
 def main(argv: list[str]) -> None:
     """Parses the options, runs the pipeline, and says what was done."""
     options = parse_options(argv, PrivatizeTextOptions, description=str(__doc__))
-    require_flags(options, "input", "output")
-    run, own = options.view_as(RunOptions), options.view_as(PrivatizeTextOptions)
-    require_remote_paths(
+    run_pipeline(
         options,
-        {"--index": own.index, "--input": run.input, "--output": run.output, "--ledger": run.ledger},
+        build,
+        doing="privatizing",
+        done=lambda count: f"{count('privatized_rows'):,} rows and {count('privatized_words'):,} words privatized",
+        paths={"--index": options.view_as(PrivatizeTextOptions).index},
     )
-    ledger = Ledger()
-    pipeline = ledger.pipeline(options)
-    build(pipeline, ledger, options)
-    if options.view_as(TestOptions).dry_run:
-        ledger.seal()
-        summary(ledger.table(), "dry run: nothing was read or written")
-        return
-    try:
-        with progress("privatizing", options):
-            result = pipeline.run()
-            state = result.wait_until_finish()
-        if state not in (None, PipelineState.DONE):
-            raise BeamDpError(f"the pipeline ended in state {state}; the runner's log says why")
-    except BaseException:
-        # On another machine the job may go on without this process.
-        if not is_remote_engine(options):
-            discard_staging(run.output, run.run_id, run.ledger)
-        raise
-    summary(ledger.table(), *_counts(result), f"published: {run.output}.manifest.json")
-
-
-def _counts(result: PipelineResult) -> list[str]:
-    """Rows and words, where the runner reports them."""
-    totals = {
-        name: sum(counter.result for counter in result.metrics().query(MetricsFilter().with_name(name))["counters"])
-        for name in ("privatized_rows", "privatized_words")
-    }
-    return [f"{totals['privatized_rows']:,} rows and {totals['privatized_words']:,} words privatized"]
 
 
 if __name__ == "__main__":

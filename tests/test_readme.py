@@ -1,5 +1,6 @@
 """Every command and code block of the README, run as it stands there."""
 
+import csv
 import json
 import os
 import re
@@ -34,6 +35,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     rows = [{"id": i, "body": f"the order number {i} was late", "name": "somebody"} for i in range(20)]
     (folder / "tickets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    events = [f"{user},{'tea' if user % 3 else 'jam'},{user % 100}" for user in range(1000)]
+    (folder / "events.csv").write_text("\n".join(["user,item,amount", *events]) + "\n")
     words = ["the", "order", "number", "was", "late", "early"]
     (folder / "vectors.txt").write_text("".join(f"{word} {i}.5 {i * i}.0 1.0\n" for i, word in enumerate(words)))
     return folder
@@ -47,7 +50,9 @@ def test_all_blocks_are_of_a_kind_that_is_run():
 def test_python_block(folder, code):
     done = run([sys.executable, "-c", code], folder)
     assert done.returncode == 0, done.stderr
-    assert "metric epsilon 8" in done.stdout
+    expected = {"PrivatizeText": "metric epsilon 8", "Aggregate": "'item': 'tea', 'count': "}
+    (said,) = [said for name, said in expected.items() if name in code]
+    assert said in done.stdout
 
 
 def test_commands_in_their_order(folder):
@@ -66,3 +71,8 @@ def test_commands_in_their_order(folder):
     assert [set(row) for row in private] == [{"id", "body"}] * 20
     assert json.loads((folder / "ledger.json").read_text())["totals"]["metric"]["epsilon_per_word"] == 8
     assert (folder / "again/tickets.manifest.json").exists()
+    items = list(csv.DictReader((folder / "public/items-00000-of-00001.csv").open()))
+    assert [row["item"] for row in items] == ["jam", "tea"]
+    # 333 and 667 rows; the noise has a standard deviation of 12 rows.
+    assert all(abs(int(row["count"]) - rows) < 200 for row, rows in zip(items, (334, 666), strict=True))
+    assert (folder / "public/words.manifest.json").exists()

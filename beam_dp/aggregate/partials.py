@@ -164,11 +164,19 @@ def _contiguous(sums: Partials) -> Partials:
     return Partials(plain, sums.dense, sums.sparse)
 
 
-def merge(parts: Sequence[Partials]) -> Partials:
-    """The sums of one or more partial sums with the same key types and statistics; in no particular order."""
+def merge(parts: Sequence[Partials], by: Sequence[str]) -> Partials:
+    """The sums of one or more partial sums with the same statistics; in no particular order.
+
+    Args:
+        parts: what to add up.
+        by: names of the key columns.
+
+    Raises:
+        InputError: a key column is of two types.
+    """
     if len(parts) == 1:
         return parts[0]
-    keys = [concat_columns([part.keys[i] for part in parts], f"by[{i}]") for i in range(len(parts[0].keys))]
+    keys = [concat_columns([part.keys[i] for part in parts], name) for i, name in enumerate(by)]
     codes, firsts = key_codes(keys)
     dense = np.concatenate([part.dense for part in parts])
     order = np.argsort(codes, kind="stable")
@@ -192,9 +200,14 @@ def _summed(codes: Codes, counts: Codes) -> Sparse:
 
 
 class Merger:
-    """Adds up a stream of partial sums in memory for its partitions, not for its parts."""
+    """Adds up a stream of partial sums in memory for its partitions, not for its parts.
 
-    def __init__(self) -> None:
+    Args:
+        by: names of the key columns.
+    """
+
+    def __init__(self, by: Sequence[str]) -> None:
+        self._by = by
         self._parts: list[Partials] = []
         self._rows = 0
         self._merged_rows = 0
@@ -205,7 +218,7 @@ class Merger:
             self._parts.append(part)
             self._rows += len(part)
             if self._rows > max(_MERGE_ROWS, 2 * self._merged_rows):
-                self._parts = [merge(self._parts)]
+                self._parts = [merge(self._parts, self._by)]
                 self._rows = self._merged_rows = len(self._parts[0])
 
     def __len__(self) -> int:
@@ -216,7 +229,7 @@ class Merger:
         """All sums; None if there were none. The merger is empty afterwards."""
         parts, self._parts = self._parts, []
         self._rows = self._merged_rows = 0
-        return merge(parts) if parts else None
+        return merge(parts, self._by) if parts else None
 
 
 def zeros(plan: SumPlan, keys: Sequence[pa.Array]) -> Partials:

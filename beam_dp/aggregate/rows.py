@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
@@ -15,7 +16,7 @@ from apache_beam.typehints import row_type
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_dp.aggregate.columns import is_number
-from beam_dp.errors import InputError
+from beam_dp.errors import ArgumentError, InputError
 from beam_dp.io.rows import row_fields
 
 ROW_KINDS = ("dict", "row")
@@ -108,9 +109,6 @@ def _keys(values: Sequence[Any], name: str) -> pa.Array:
     one_kind = len(kinds) <= 1 or any(all(issubclass(kind, whole) for kind in kinds) for whole in _KEY_KINDS)
     try:
         array = pa.array(values) if one_kind else None
-    except UnicodeEncodeError:
-        # As in batches: what is no Unicode is no key.
-        array = pa.array([None if value is None or not _is_unicode(value) else value for value in values])
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
         array = None
     if array is None:
@@ -130,14 +128,6 @@ def _of_one_type(array: pa.Array, values: Sequence[Any], name: str) -> pa.Array:
     if len(zoned) > 1:
         raise InputError(f"column {name!r} holds timestamps with and without a time zone: make them alike")
     return array.cast(pa.timestamp(array.type.unit, "UTC")) if zoned == {True} else array
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def numbers_of(values: Sequence[Any]) -> pa.Array:
@@ -171,18 +161,36 @@ def batch_to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def batch_to_rows(batch: pa.RecordBatch) -> list[beam.Row]:
-    """The rows of a batch as `beam.Row`."""
-    return [beam.Row(**row) for row in batch.to_pylist()]
+    """The rows of a batch as `beam.Row`; see `row_hint` for the names of their fields."""
+    names = list(map(_field_name, batch.schema.names))
+    columns = [column.to_pylist() for column in batch.columns]
+    return [beam.Row(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 def row_hint(schema: pa.Schema, element_type: Any, keys: Sequence[str]) -> row_type.RowTypeConstraint:
-    """The schema type of result rows: keys as the input declares them, the others as Arrow has them."""
+    """The schema type of result rows: keys as the input declares them, the others as Arrow has them.
+
+    What cannot be in an identifier is an underscore in the name of a field: ``quantile_x_0_5``.
+
+    Raises:
+        ArgumentError: the columns cannot be fields.
+    """
     declared = dict(row_fields(element_type) or [])
     fields = [
-        (field.name, declared.get(field.name, Any) if field.name in keys else _python_type(field.type))
+        (_field_name(field.name), declared.get(field.name, Any) if field.name in keys else _python_type(field.type))
         for field in schema
     ]
-    return row_type.RowTypeConstraint.from_fields(fields)
+    try:
+        return row_type.RowTypeConstraint.from_fields(fields)
+    except ValueError:
+        raise ArgumentError(
+            "the columns of the output cannot be fields of rows, which are different identifiers that do not begin "
+            "with an underscore: give metrics another name=, or use dicts or batches"
+        ) from None
+
+
+def _field_name(column: str) -> str:
+    return re.sub(r"\W", "_", column)
 
 
 def _python_type(kind: pa.DataType) -> Any:

@@ -10,7 +10,6 @@ NaN (null) contributes to no statistic of its column; infinities are clamped.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal

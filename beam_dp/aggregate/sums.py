@@ -154,7 +154,7 @@ class _Bound(beam.DoFn):
     def process(
         self, bucket: tuple[int, Iterable[pa.RecordBatch]], window: Any = beam.DoFn.WindowParam
     ) -> Iterable[tuple[int, pa.RecordBatch]]:
-        merger = self._mergers.setdefault(window, Merger())
+        merger = self._mergers.setdefault(window, Merger(self._work.plan.by))
         merger.add(bucket_sums(self._work.plan, bucket[1], self._work.buckets, self._source.generator))
         return self._flush(merger) if len(merger) > _FLUSH_PARTITIONS else ()
 
@@ -188,7 +188,7 @@ def block_sums(work: SumWork, block: int, batches: Iterable[pa.RecordBatch], typ
     schemas = [pa.ipc.read_schema(pa.py_buffer(kind)) for kind in types]
     names = Columns.of(plan).key_names
     _, *found = [common_type([schema.field(i).type for schema in schemas], name) for i, name in enumerate(names)]
-    merger = Merger()
+    merger = Merger(plan.by)
     merger.add(Partials.from_batch(batch) for batch in batches if batch.num_rows)
     sums = merger.result()
     if work.public is None:
@@ -202,7 +202,7 @@ def block_sums(work: SumWork, block: int, batches: Iterable[pa.RecordBatch], typ
     public = zeros(plan, [key.filter(mine) for key in keys])
     if sums is None:
         return public
-    whole = merge([public, sums])
+    whole = merge([public, sums], plan.by)
     if len(whole) != len(public):
         raise BeamDpError("a block has partitions that are not public")
     return whole

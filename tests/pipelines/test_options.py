@@ -28,6 +28,7 @@ from pipelines.options import (
     RunOptions,
     is_local_path,
     is_remote_engine,
+    names_in,
     parse_flags,
     parse_options,
     require_flags,
@@ -41,6 +42,14 @@ class _TextOptions(PipelineOptions):
     @classmethod
     def _add_argparse_args(cls, parser: Any) -> None:
         parser.add_argument("--example_epsilon", type=float, help="of the example mechanism")
+
+
+class _OtherOptions(PipelineOptions):
+    shared = (_TextOptions,)
+
+    @classmethod
+    def _add_argparse_args(cls, parser: Any) -> None:
+        parser.add_argument("--example_other", help="of the other example")
 
 
 def _runner(options: PipelineOptions) -> Any:
@@ -114,6 +123,25 @@ def test_what_cannot_be_right_is_refused(argv: list[str], named: str) -> None:
 def test_options_of_another_pipeline_are_unknown() -> None:
     with pytest.raises(ArgumentError, match="unknown option --example_epsilon"):
         parse_options(["--example_epsilon=1"])
+
+
+def test_options_that_pipelines_share_belong_to_those_that_name_them(capsys: pytest.CaptureFixture[str]) -> None:
+    options = parse_options(["--example_epsilon=2", "--example_other=x"], _OtherOptions)
+    assert options.view_as(_TextOptions).example_epsilon == 2
+    assert options.view_as(_OtherOptions).example_other == "x"
+    with pytest.raises(ArgumentError, match="unknown option --example_other"):
+        parse_options(["--example_other=x"], _TextOptions)
+    with pytest.raises(SystemExit):
+        parse_options(["--help"], _OtherOptions)
+    shown = capsys.readouterr().out
+    assert "of the other example" in shown and "of the example mechanism" in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "names"), [(None, ()), ("", ()), (" , ", ()), ("a", ("a",)), ("a, b c ,a", ("a", "b c", "a"))]
+)
+def test_names_in_a_value(value: str | None, names: tuple[str, ...]) -> None:
+    assert names_in(value) == names
 
 
 def test_runner_options_are_known() -> None:

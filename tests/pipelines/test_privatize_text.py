@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,10 +17,10 @@ from beam_dp.embeddings import build_index, open_index, resolve_index
 
 sys.path.insert(0, str(Path(__file__).parent))
 from commands import ROOT, refusal, run_module
+from table_files import CANARY, holds_canary, leftovers, write_table
 
 # So little noise that every known word stays itself: rows can be told apart and their order checked.
 FAITHFUL = "--epsilon=1e6"
-CANARY = "Xyzzy9Canary"
 TEXTS = ["Play some jazz, PLEASE!", f"call {CANARY} at noon", "", "the weather in paris"]
 EXPECTED = ["play some jazz please", "call at noon", "", "the weather in paris"]
 
@@ -31,21 +30,12 @@ def privatize(*arguments, **options):
 
 
 def write_input(folder: Path, format: str, texts=TEXTS) -> Path:
-    path = folder / f"in.{'txt' if format == 'text' else format}"
-    rows = [{"id": str(i), "text": t, "secret": CANARY} for i, t in enumerate(texts)]
     if format == "text":
+        path = folder / "in.txt"
         path.write_text("".join(f"{t}\n" for t in texts))
-    elif format == "jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif format in ("csv", "tsv"):
-        with path.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, ["id", "text", "secret"], delimiter="," if format == "csv" else "\t")
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        # Writers put the names and statistics of all columns into metadata.
-        pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata({"note": CANARY}), path)
-    return path
+        return path
+    rows = [{"id": str(i), "text": t, "secret": CANARY} for i, t in enumerate(texts)]
+    return write_table(folder / f"in.{format}", rows)
 
 
 def read_output(prefix: Path, format: str):
@@ -67,22 +57,6 @@ def read_output(prefix: Path, format: str):
                 ]
     assert manifest["rows"] == len(rows)
     return rows
-
-
-def leftovers(folder: Path):
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("in."))
-
-
-def holds_canary(*folders: Path) -> list[str]:
-    """Files under these folders, the inputs apart, with the secret in any case, in name or content."""
-    found = []
-    for folder in folders:
-        for path in folder.rglob("*"):
-            if path.is_file() and not path.name.startswith("in."):
-                content = path.read_bytes() + str(path.name).encode()
-                if CANARY.lower().encode() in content.lower():
-                    found.append(path.name)
-    return found
 
 
 @pytest.mark.parametrize("format", ["text", "jsonl", "csv", "tsv", "parquet"])
