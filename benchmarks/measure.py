@@ -131,24 +131,39 @@ def _processor() -> str:
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:
-    """CPU seconds, user and system, of all threads of this process while ``call`` runs."""
+    """CPU seconds, user and system, of all threads of this process, and of children that end, while ``call`` runs."""
     gc.collect()
-    begin = time.process_time()
+    begin = _process_seconds()
     call()
-    return time.process_time() - begin
+    return _process_seconds() - begin
 
 
-def alternate(calls: Sequence[Callable[[int], object]], rounds: int) -> npt.NDArray[np.float64]:
-    """CPU seconds (len(calls), rounds) of each call with 0, 1, ..., taking turns, after one turn that does not count.
+def _process_seconds() -> float:
+    ended = os.times()
+    return time.process_time() + ended.children_user + ended.children_system
+
+
+def alternate(
+    calls: Sequence[Callable[[int], object]], rounds: int | Sequence[int], *, warm_up: bool = True
+) -> npt.NDArray[np.float64]:
+    """CPU seconds (len(calls), most rounds) of each call with 0, 1, ..., taking turns.
 
     On a machine whose speed drifts, calls that take turns drift together, so that their ratios hold.
+
+    Args:
+        calls: what is timed.
+        rounds: how often, for all calls or for each; NaN fills the rounds that a call does not take part in.
+        warm_up: whether one turn goes first that does not count.
     """
-    for call in calls:
-        call(0)
-    seconds = np.empty((len(calls), rounds))
-    for turn in range(rounds):
-        for row, call in enumerate(calls):
-            seconds[row, turn] = cpu_seconds(lambda call=call, turn=turn: call(turn))  # type: ignore[misc]
+    counts = [rounds] * len(calls) if isinstance(rounds, int) else list(rounds)
+    if warm_up:
+        for call in calls:
+            call(0)
+    seconds = np.full((len(calls), max(counts, default=0)), np.nan)
+    for turn in range(seconds.shape[1]):
+        for row, (call, count) in enumerate(zip(calls, counts, strict=True)):
+            if turn < count:
+                seconds[row, turn] = cpu_seconds(lambda call=call, turn=turn: call(turn))  # type: ignore[misc]
     return seconds
 
 
@@ -176,12 +191,24 @@ def peak_anonymous_memory(process: subprocess.Popen[bytes]) -> tuple[int, list[i
     """
     own, others = 0, dict[int, int]()
     while process.poll() is None:
-        own = max(own, _anonymous_bytes(process.pid))
+        own = max(own, _memory(process.pid, "RssAnon"))
         for child in _descendants(process.pid):
             if _is_another_program(child, process.pid):
-                others[child] = max(others.get(child, 0), _anonymous_bytes(child))
+                others[child] = max(others.get(child, 0), _memory(child, "RssAnon"))
         time.sleep(_SAMPLE_SECONDS)
     return own, sorted(others.values())
+
+
+def peak_resident_memory(process: subprocess.Popen[bytes]) -> int:
+    """Bytes of resident memory, at its peak, of a process and all below it together, until it ends.
+
+    Sampled like `peak_anonymous_memory`; a page that several of them map counts for each.
+    """
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(_memory(member, "VmRSS") for member in (process.pid, *_descendants(process.pid))))
+        time.sleep(_SAMPLE_SECONDS)
+    return peak
 
 
 def _descendants(process: int) -> Iterator[int]:
@@ -200,10 +227,11 @@ def _is_another_program(child: int, parent: int) -> bool:
     return False
 
 
-def _anonymous_bytes(process: int) -> int:
+def _memory(process: int, field: str) -> int:
+    """Bytes of one field of /proc/PID/status; 0 for a process that has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("RssAnon:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
     return 0
 
