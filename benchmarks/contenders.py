@@ -85,7 +85,7 @@ def _aggregate(purchases: PCollection) -> PCollection:
         by=["item"],
         privacy_unit="user",
         bounds=Bounds(partitions=MAX_PARTITIONS, rows_per_partition=MAX_ROWS_PER_PARTITION),
-        metrics=[Count(), Sum("amount", 0, LARGEST_AMOUNT), Mean("amount", 0, LARGEST_AMOUNT)],
+        metrics=[Count("amount"), Sum("amount", 0, LARGEST_AMOUNT), Mean("amount", 0, LARGEST_AMOUNT)],
         budget=Budget(epsilon=EPSILON, delta=DELTA),
         partitions=PrivateSelection(),
     )

@@ -30,7 +30,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 _FORMS: dict[str, tuple[str, Callable[..., Metric]]] = {
-    "count": ("", Count),
+    "count": ("[:COLUMN]", Count),
     "privacy_unit_count": ("", PrivacyUnitCount),
     "sum": (":COLUMN:LOW:HIGH", lambda column, low, high: Sum(column, _number(low), _number(high))),
     "mean": (":COLUMN:LOW:HIGH", lambda column, low, high: Mean(column, _number(low), _number(high))),
@@ -74,7 +74,8 @@ def _metric(item: str) -> Metric:
         hint = f"did you mean {near[0]}?" if near else f"the metrics are {USAGE}; {NO_METRICS} stands alone"
         raise ArgumentError(f"--metrics: unknown metric {name!r}; {hint}")
     usage, make = _FORMS[name]
-    if len(arguments) != usage.count(":"):
+    optional = usage.count("[")
+    if not usage.count(":") - optional <= len(arguments) <= usage.count(":"):
         raise ArgumentError(f"--metrics: {item!r} must be written {name}{usage}")
     try:
         return make(*arguments)

@@ -238,7 +238,8 @@ def _raised(budget: Budget, make: Callable[[float], Split]) -> Split:
     def fits(factor: float) -> bool:
         split = make(factor)
         items = [item for item in (split.selection, *split.releases) if item is not None]
-        losses = tuple((item.loss, 1) for item in items if item.loss is not None)
+        # What promises nothing at all (only tests have it) cannot be composed, and need not be.
+        losses = tuple((_loss_of(item), 1) for item in items if item.guarantee.epsilon is not None)
         spent = sum((Fraction(item.guarantee.delta) for item in items), Fraction(split.composition_delta))
         composed = pld_epsilon(losses, _down(spent))
         return composed is not None and composed <= budget.epsilon
@@ -248,6 +249,14 @@ def _raised(budget: Budget, make: Callable[[float], Split]) -> Split:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if fits(middle) else (low, middle)
     return make(low)
+
+
+def _loss_of(item: SelectionRelease | Release) -> PrivacyLoss:
+    """What is known of a release: its loss, or else what its epsilon and delta imply."""
+    if item.loss is not None:
+        return item.loss
+    assert item.guarantee.epsilon is not None
+    return ParametersLoss(item.guarantee.epsilon, item.guarantee.delta)
 
 
 def _down(exact: Fraction) -> float:

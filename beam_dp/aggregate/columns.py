@@ -50,7 +50,8 @@ def key_column(column: pa.Array, name: str) -> pa.Array:
         pa.types.is_date,
         pa.types.is_time,
         pa.types.is_timestamp,
-        pa.types.is_decimal,
+        pa.types.is_decimal128,
+        pa.types.is_decimal256,
         pa.types.is_null,
     )
     if any(test(kind) for test in tests):

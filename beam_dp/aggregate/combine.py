@@ -8,13 +8,12 @@ key, and made firm by a reshuffle.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.transforms.window import BoundedWindow
 from apache_beam.utils.windowed_value import WindowedValue
@@ -39,21 +38,9 @@ _COMPACT_VALUES = 1024
 _BLOCK_KEYS = 1 << 14
 
 
-@dataclass
-class Accumulated:
-    """What a CombineFn of this module holds for a key.
-
-    Attributes:
-        rows: how many values came.
-        sums: (W,) int64: the exact dense statistics of the values that were added up.
-        waiting: values that were not added up yet.
-    """
-
-    rows: int
-    sums: npt.NDArray[np.int64]
-    waiting: list[Any]
-
-
+# How many values came; the exact integers of the dense statistics of those that were added up; those that were not yet.
+# A list of plain values, which Beam encodes many times as fast as an object, and which may be changed in place.
+Accumulator: TypeAlias = list[Any]
 Element: TypeAlias = tuple[Any, ...]
 
 
@@ -70,6 +57,7 @@ class LaplaceCombineFn(beam.CombineFn):
         self._statistics = tuple(metric.statistics.values())
         self._plan: AggregationPlan | None = None
         self._grants: tuple[Grant, ...] = ()
+        self._checked = False
 
     def granted(self, plan: AggregationPlan, grants: tuple[Grant, ...]) -> LaplaceCombineFn:
         """The same with the grants of the release that draws its noise."""
@@ -86,55 +74,59 @@ class LaplaceCombineFn(beam.CombineFn):
         self._require_grants()
 
     def _require_grants(self) -> None:
+        if self._checked:
+            return
         if self._plan is None:
             require_grant(None)
         else:
             check_grants(self._plan, self._grants)
+        self._checked = True
 
-    def create_accumulator(self) -> Accumulated:
+    def create_accumulator(self) -> Accumulator:
         """Nothing."""
-        return Accumulated(0, np.zeros(sum(s.width for s in self._statistics), np.int64), [])
+        return [0, [0] * sum(statistic.width for statistic in self._statistics), []]
 
-    def add_input(self, accumulator: Accumulated, element: Element) -> Accumulated:
+    def add_input(self, accumulator: Accumulator, element: Element) -> Accumulator:
         """Adds a value, given as a tuple of one; an empty tuple stands for a key without values."""
         if not isinstance(element, tuple):
             # Runners may skip setup where they evaluate a combine outside a worker.
             self._require_grants()
-        accumulator.waiting.extend(element)
-        if len(accumulator.waiting) >= _COMPACT_VALUES:
+        waiting = accumulator[2]
+        waiting.extend(element)
+        if len(waiting) >= _COMPACT_VALUES:
             self._add_up(accumulator)
         return accumulator
 
-    def merge_accumulators(self, accumulators: Iterable[Accumulated]) -> Accumulated:
+    def merge_accumulators(self, accumulators: Iterable[Accumulator]) -> Accumulator:
         """The sum of accumulators."""
         whole = self.create_accumulator()
         for accumulator in accumulators:
             self._add_up(accumulator)
-            whole.rows += accumulator.rows
-            whole.sums = whole.sums + accumulator.sums
+            whole[0] += accumulator[0]
+            whole[1] = list(map(operator.add, whole[1], accumulator[1]))
         return whole
 
-    def compact(self, accumulator: Accumulated) -> Accumulated:
+    def compact(self, accumulator: Accumulator) -> Accumulator:
         """The accumulator without waiting values."""
         self._add_up(accumulator)
         return accumulator
 
-    def extract_output(self, accumulator: Accumulated) -> tuple[int, bytes]:
+    def extract_output(self, accumulator: Accumulator) -> tuple[int, list[int]]:
         """The number of values and the exact integers, for the release."""
         self._require_grants()
         self._add_up(accumulator)
-        return accumulator.rows, accumulator.sums.tobytes()
+        return accumulator[0], accumulator[1]
 
-    def _add_up(self, accumulator: Accumulated) -> None:
-        count = len(accumulator.waiting)
+    def _add_up(self, accumulator: Accumulator) -> None:
+        rows_before, sums_before, waiting = accumulator
+        count = len(waiting)
         if not count:
             return
-        values = numbers_of(accumulator.waiting).to_numpy()
+        values = numbers_of(waiting).to_numpy()
         rows = Rows(np.zeros(count, np.int64), np.zeros(1, np.int64), {_VALUE: values}, 1)
         sums = [statistic.add_up(rows)[0] for statistic in self._statistics]  # type: ignore[attr-defined]
-        accumulator.sums = accumulator.sums + np.concatenate(sums)
-        accumulator.rows += count
-        accumulator.waiting = []
+        more = np.concatenate(sums).tolist()
+        accumulator[:] = rows_before + count, list(map(operator.add, sums_before, more)), []
 
 
 class LaplaceCount(LaplaceCombineFn):
@@ -239,7 +231,7 @@ class DPCombinePerKey(beam.PTransform):
         values = pairs | "Wrap" >> beam.MapTuple(_wrapped)
         if self._public is not None:
             keys = self._public
-            absent = pairs.pipeline | beam.Create([(key, ()) for key in keys])
+            absent = pairs.pipeline | beam.Create([(key, ()) for key in keys], reshuffle=False)
             listed = values | "Public" >> beam.FlatMap(_listed, {key: key for key in keys})
             values = (listed, absent) | beam.Flatten()
         return (
@@ -327,10 +319,10 @@ class _Release(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._source.rekey()
-        self._held: dict[BoundedWindow, list[tuple[Any, tuple[int, bytes]]]] = {}
+        self._held: dict[BoundedWindow, list[tuple[Any, tuple[int, list[int]]]]] = {}
 
     def process(
-        self, pair: tuple[Any, tuple[int, bytes]], window: Any = beam.DoFn.WindowParam
+        self, pair: tuple[Any, tuple[int, list[int]]], window: Any = beam.DoFn.WindowParam
     ) -> Iterable[tuple[Any, Any]]:
         held = self._held.setdefault(window, [])
         held.append(pair)
@@ -346,7 +338,7 @@ class _Release(beam.DoFn):
         held = self._held.pop(window)
         # In no order: that in which the keys came says which of them have values.
         held = [held[i] for i in rng.permutation(len(held))]
-        dense = np.stack([np.frombuffer(sums, np.int64) for _, (_, sums) in held])
+        dense = np.array([sums for _, (_, sums) in held], np.int64)
         if plan.selection is not None:
             # The least number of units that so many values can come from.
             units = [-(-rows // plan.bounds.rows_per_partition) for _, (rows, _) in held]

@@ -20,7 +20,7 @@ from beam_dp.aggregate.bounds import Bounds
 from beam_dp.aggregate.partials import key_order
 from beam_dp.aggregate.public import public_partitions
 from beam_dp.aggregate.statistics import Statistic, UnitCount
-from beam_dp.aggregate.sums import DEFAULT_BUCKETS, SumWork, as_batches, block_sums, bounded_sums
+from beam_dp.aggregate.sums import DEFAULT_BUCKETS, SumWork, as_batches, block_sums, bounded_sums, materialised
 from beam_dp.aggregate.transform import KINDS, require_firing_once
 from beam_dp.errors import ArgumentError, describe_kind, require_choice, require_count
 from beam_dp.guarantees import CentralGuarantee
@@ -112,16 +112,9 @@ class MostFrequent(beam.PTransform):
             parameters={"candidates": len(self._public), "choices": k, "sensitivity": {"units_per_candidate": 1}},
         )
         work = SumWork(plan, self._public, self._buckets, 1, in_one_window=True)
-        sums, types = bounded_sums(as_batches(pcoll, kind, plan), work)
+        sums, types = bounded_sums(as_batches(pcoll, kind, work), work)
         choose = beam.ParDo(_Choose(work, mechanism, k, plan, grant), pvalue.AsIter(types))
-        chosen = (
-            sums
-            | "Choose" >> choose.with_output_types(pa.RecordBatch)
-            # Whatever comes after sees one attempt of the draws.
-            | "Materialise" >> beam.Reshuffle()
-        )
-        chosen.element_type = pa.RecordBatch
-        return chosen
+        return materialised(sums | "Choose" >> choose.with_output_types(tuple[int, pa.RecordBatch]))
 
     def display_data(self) -> dict[str, Any]:
         """Mechanism and number of candidates, for the runner's user interface."""
@@ -153,10 +146,12 @@ class _Choose(beam.DoFn):
     def start_bundle(self) -> None:
         self._source.rekey()
 
-    def process(self, block: tuple[int, Iterable[pa.RecordBatch]], types: Iterable[bytes]) -> Iterator[pa.RecordBatch]:
+    def process(
+        self, block: tuple[int, Iterable[pa.RecordBatch]], types: Iterable[bytes]
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
         sums = block_sums(self._work, block[0], block[1], types)
         sums = sums.take(key_order(sums.keys))
         chosen = self._mechanism.top_k(sums.dense[:, 0], min(self._k, len(sums)), self._source.generator)
         ranks = pa.array(np.arange(1, len(chosen) + 1))
         (column,) = self._plan.by
-        yield pa.RecordBatch.from_arrays([ranks, sums.keys[0].take(pa.array(chosen))], names=["rank", column])
+        yield block[0], pa.RecordBatch.from_arrays([ranks, sums.keys[0].take(pa.array(chosen))], names=["rank", column])

@@ -26,6 +26,11 @@ class PublicPartitions:
     def __len__(self) -> int:
         return len(self._keys[0])
 
+    @property
+    def types(self) -> list[pa.DataType]:
+        """The types of the key columns, as they were given."""
+        return [key.type for key in self._keys]
+
     def typed(self, types: Sequence[pa.DataType], names: Sequence[str]) -> tuple[pa.Array, ...]:
         """The keys in the types that the data have, each once; types of nulls alone leave them as they are.
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.transforms.window import BoundedWindow
+from apache_beam.transforms.window import BoundedWindow, GlobalWindow, GlobalWindows
 from apache_beam.typehints import row_type
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -27,80 +28,104 @@ _PYTHON_TYPES = ((pa.types.is_integer, int), (pa.types.is_floating, float), (pa.
 
 
 class RowsToBatches(beam.DoFn):
-    """Collects the rows of a window into batches; what is not needed is dropped at once.
+    """Collects rows of the global window into batches; what is not needed is dropped at once.
 
     Args:
         kind: ``dict`` or ``row``.
         element_type: of the input.
         keys: names of key columns.
         numbers: names of columns of numbers.
+        types: of key columns whose public values are of a type: what is none of it is null. So no row decides it.
 
     Raises:
         InputError: the element type declares its fields and lacks one; in a worker, a row lacks one, or its keys are
             of several kinds.
     """
 
-    def __init__(self, kind: str, element_type: Any, keys: Sequence[str], numbers: Sequence[str]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        element_type: Any,
+        keys: Sequence[str],
+        numbers: Sequence[str],
+        types: Mapping[str, pa.DataType] = MappingProxyType({}),
+    ) -> None:
+        self._types = dict(types)
         self._names = (*keys, *(name for name in numbers if name not in keys))
         self._keys = frozenset(keys)
         fields = [name for name, _ in row_fields(element_type) or []]
         missing = [name for name in self._names if name not in fields]
         if fields and missing:
             raise InputError(f"the rows have no column {missing[0]!r}; the columns are: {', '.join(fields)}")
-        self._get = _getter(kind, element_type, self._names)
+        self._getters = _getters(kind, element_type, self._names)
 
     def start_bundle(self) -> None:
         """Begins with nothing held."""
-        self._held: dict[BoundedWindow, list[Any]] = {}
+        self._rows: list[Any] = []
 
-    def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterable[pa.RecordBatch]:
+    def process(self, element: Any) -> Iterable[pa.RecordBatch] | None:
         """Holds a row; gives a batch when enough are held."""
-        held = self._held.get(window)
-        if held is None:
-            held = self._held[window] = []
-        held.append(element)
-        if len(held) < _BATCH_ROWS:
-            return ()
-        self._held[window] = []
-        return (self._batch(held),)
+        # A parameter for the window, or an empty answer, would make each row three times as dear.
+        rows = self._rows
+        rows.append(element)
+        if len(rows) < _BATCH_ROWS:
+            return None
+        self._rows = []
+        return (self._batch(rows),)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         """Gives what is still held."""
-        for window, held in self._held.items():
-            if held:
-                yield WindowedValue(self._batch(held), window.max_timestamp(), (window,))
-        self._held = {}
+        rows, self._rows = self._rows, []
+        if rows:
+            yield GlobalWindows.windowed_value(self._batch(rows), GlobalWindow().max_timestamp())
 
     def _batch(self, rows: Sequence[Any]) -> pa.RecordBatch:
         try:
-            columns = list(zip(*map(self._get, rows), strict=True))
+            # Column by column: a tuple for each row, or a zip of all, costs three times as much.
+            columns = [list(map(get, rows)) for get in self._getters]
         except (KeyError, AttributeError, IndexError, TypeError):
             raise InputError(f"a row lacks one of the columns {', '.join(map(repr, self._names))}") from None
         arrays = [
-            _keys(values, name) if name in self._keys else numbers_of(values)
+            numbers_of(values)
+            if name not in self._keys
+            else _keys_of(values, self._types[name])
+            if name in self._types
+            else _keys(values, name)
             for name, values in zip(self._names, columns, strict=True)
         ]
         return pa.RecordBatch.from_arrays(arrays, names=list(self._names))
 
 
-def _getter(kind: str, element_type: Any, names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
-    """What takes the named fields out of a row, as a tuple."""
+class WindowedRowsToBatches(RowsToBatches):
+    """The same for any windows: a batch has rows of one window."""
+
+    def start_bundle(self) -> None:
+        """Begins with nothing held."""
+        self._held: dict[BoundedWindow, list[Any]] = {}
+
+    def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterable[pa.RecordBatch] | None:
+        """Holds a row; gives a batch when enough of its window are held."""
+        held = self._held.setdefault(window, [])
+        held.append(element)
+        if len(held) < _BATCH_ROWS:
+            return None
+        del self._held[window]
+        return (self._batch(held),)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        """Gives what is still held."""
+        held, self._held = self._held, {}
+        for window, rows in held.items():
+            yield WindowedValue(self._batch(rows), window.max_timestamp(), (window,))
+
+
+def _getters(kind: str, element_type: Any, names: Sequence[str]) -> list[Callable[[Any], Any]]:
+    """What takes each of the named fields out of a row."""
     is_tuple = isinstance(element_type, type) and issubclass(element_type, tuple)
     if is_tuple and hasattr(element_type, "_fields"):
-        places: list[Any] = [element_type._fields.index(name) for name in names]
-    else:
-        places = list(names)
+        return [operator.itemgetter(element_type._fields.index(name)) for name in names]
     make = operator.itemgetter if kind == "dict" or is_tuple else operator.attrgetter
-    # With one name both give the bare value.
-    return make(*places) if len(places) > 1 else _Single(make(places[0]))
-
-
-class _Single:
-    def __init__(self, get: Callable[[Any], Any]) -> None:
-        self._get = get
-
-    def __call__(self, row: Any) -> tuple[Any]:
-        return (self._get(row),)
+    return [make(name) for name in names]
 
 
 def _keys(values: Sequence[Any], name: str) -> pa.Array:
@@ -116,6 +141,22 @@ def _keys(values: Sequence[Any], name: str) -> pa.Array:
             f"column {name!r} holds keys of several kinds, or integers beyond 64 bits: make them all strings"
         )
     return _of_one_type(array, values, name)
+
+
+def _keys_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Keys of a known type; null for a value that is none."""
+    try:
+        return pa.array(values).cast(kind)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        # Some value is of another kind: then one by one.
+        return pa.concat_arrays([pa.array([], kind), *(_key_of(value, kind) for value in values)])
+
+
+def _key_of(value: Any, kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array([value]).cast(kind)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return pa.nulls(1, kind)
 
 
 def _of_one_type(array: pa.Array, values: Sequence[Any], name: str) -> pa.Array:

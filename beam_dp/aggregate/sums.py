@@ -15,14 +15,14 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam import pvalue
-from apache_beam.transforms.window import BoundedWindow
+from apache_beam.transforms.window import BoundedWindow, GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_dp.aggregate.buckets import Columns, bucket_sums, cut, cut_by_unit
 from beam_dp.aggregate.columns import common_type, hash_keys
 from beam_dp.aggregate.partials import Merger, Partials, SumPlan, merge, zeros
 from beam_dp.aggregate.public import PublicPartitions
-from beam_dp.aggregate.rows import RowsToBatches
+from beam_dp.aggregate.rows import RowsToBatches, WindowedRowsToBatches
 from beam_dp.errors import BeamDpError, InputError
 from beam_dp.io import batches as _coder  # noqa: F401  (registers the coder of RecordBatch)
 from beam_dp.randomness import SecureSource
@@ -31,7 +31,10 @@ DEFAULT_BUCKETS = 64
 BUCKETS_PER_BLOCK = 8
 
 _TYPES = "types"
-_HELD_ROWS = 1 << 19
+# Rows that a worker holds before it cuts them into slices: some hundred a slice, however many buckets there are.
+_LEAST_HELD_ROWS = 1 << 19
+_MOST_HELD_ROWS = 1 << 22
+_SLICE_ROWS = 256
 _FLUSH_PARTITIONS = 1 << 20
 
 
@@ -54,12 +57,17 @@ class SumWork:
     in_one_window: bool
 
 
-def as_batches(rows: beam.PCollection, kind: str, plan: SumPlan) -> beam.PCollection:
+def as_batches(rows: beam.PCollection, kind: str, work: SumWork) -> beam.PCollection:
     """Rows of a kind as batches of the columns that the plan needs; batches as they are."""
     if kind == "record_batch":
         return rows
-    columns = Columns.of(plan)
-    door = RowsToBatches(kind, rows.element_type, columns.key_names, columns.numbers)
+    columns = Columns.of(work.plan)
+    types = {} if work.public is None else dict(zip(columns.by, work.public.types, strict=True))
+    types.pop(columns.unit, None)
+    in_one_window = isinstance(rows.windowing.windowfn, GlobalWindows)
+    door = (RowsToBatches if in_one_window else WindowedRowsToBatches)(
+        kind, rows.element_type, columns.key_names, columns.numbers, types
+    )
     return rows | "Batch" >> beam.ParDo(door).with_output_types(pa.RecordBatch)
 
 
@@ -80,17 +88,25 @@ def bounded_sums(rows: beam.PCollection, work: SumWork) -> tuple[beam.PCollectio
     )
     if work.in_one_window:
         # Every block is released, also one without rows.
-        every = (
-            rows.pipeline
-            | "Blocks" >> beam.Create(list(range(work.blocks)))
-            | "Empty" >> beam.Map(_empty_block).with_output_types(tuple[int, pa.RecordBatch])
-        )
+        empty = beam.FlatMap(_empty_blocks, work.blocks).with_output_types(tuple[int, pa.RecordBatch])
+        every = rows.pipeline | "Once" >> beam.Impulse() | "Blocks" >> empty
         sums = (sums, every) | "Flatten" >> beam.Flatten()
     return sums | "GroupPartitions" >> beam.GroupByKey(), cut_up[_TYPES]
 
 
-def _empty_block(block: int) -> tuple[int, pa.RecordBatch]:
-    return block, pa.RecordBatch.from_arrays([], names=[])
+def _empty_blocks(_: bytes, blocks: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    for block in range(blocks):
+        yield block, pa.RecordBatch.from_arrays([], names=[])
+
+
+def materialised(released: beam.PCollection) -> beam.PCollection:
+    """(block, batch) as batches, made firm: whatever comes after sees one attempt of the draws."""
+    grouped = released | "Materialise" >> beam.GroupByKey()
+    return grouped | "Batches" >> beam.FlatMapTuple(_batches_of_block).with_output_types(pa.RecordBatch)
+
+
+def _batches_of_block(_: int, batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
+    return batches
 
 
 class _Cut(beam.DoFn):
@@ -99,6 +115,7 @@ class _Cut(beam.DoFn):
     def __init__(self, work: SumWork) -> None:
         self._work = work
         self._columns = Columns.of(work.plan)
+        self._most_rows = min(max(_SLICE_ROWS * work.buckets, _LEAST_HELD_ROWS), _MOST_HELD_ROWS)
 
     def start_bundle(self) -> None:
         self._held: dict[BoundedWindow, list[pa.RecordBatch]] = {}
@@ -118,7 +135,7 @@ class _Cut(beam.DoFn):
         self._types.setdefault(window, {})[keys.serialize().to_pybytes()] = None
         self._held.setdefault(window, []).append(selected)
         self._rows += selected.num_rows
-        return self._flush(window) if self._rows >= _HELD_ROWS else ()
+        return self._flush(window) if self._rows >= self._most_rows else ()
 
     def finish_bundle(self) -> Iterator[WindowedValue | pvalue.TaggedOutput]:
         for one, types in self._types.items():
@@ -166,7 +183,7 @@ class _Bound(beam.DoFn):
     def _flush(self, merger: Merger) -> Iterator[tuple[int, pa.RecordBatch]]:
         # Every block, in order: which of them a runner meets first, and so their order in the output, must not be what
         # the data decide.
-        yield from map(_empty_block, range(self._work.blocks))
+        yield from _empty_blocks(b"", self._work.blocks)
         sums = merger.result()
         if sums is not None and len(sums):
             yield from cut(sums.to_batch(), blocks_of(sums.keys, self._work.blocks), self._work.blocks)

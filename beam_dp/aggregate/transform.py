@@ -26,7 +26,15 @@ from beam_dp.aggregate.partials import zeros
 from beam_dp.aggregate.public import public_partitions
 from beam_dp.aggregate.release import AggregationPlan, release_block
 from beam_dp.aggregate.rows import batch_to_dicts, batch_to_rows, row_hint
-from beam_dp.aggregate.sums import BUCKETS_PER_BLOCK, DEFAULT_BUCKETS, SumWork, as_batches, block_sums, bounded_sums
+from beam_dp.aggregate.sums import (
+    BUCKETS_PER_BLOCK,
+    DEFAULT_BUCKETS,
+    SumWork,
+    as_batches,
+    block_sums,
+    bounded_sums,
+    materialised,
+)
 from beam_dp.errors import (
     ArgumentError,
     describe_kind,
@@ -56,7 +64,7 @@ class Aggregate(beam.PTransform):
     Each run draws anew and spends anew, also one that fails.
 
     Args:
-        by: the key columns; integers, strings, booleans, dates, timestamps or decimals.
+        by: the key columns; integers, strings, booleans, dates, timestamps, or in batches decimals.
         privacy_unit: the column that says whose a row is; of a type as ``by``.
         bounds: how much of one unit's rows is used.
         metrics: what to show of each partition; none for the keys alone (private selection then is the release).
@@ -136,15 +144,9 @@ class Aggregate(beam.PTransform):
             full_label(pcoll.pipeline, self.label),
             max_applications=1 if in_one_window else self._max_windows,
         )
-        sums, types = bounded_sums(as_batches(pcoll, kind, plan), work)
-        release = beam.ParDo(_Release(work, plan, grants), pvalue.AsIter(types)).with_output_types(pa.RecordBatch)
-        released = (
-            sums
-            | "Release" >> release
-            # Whatever comes after sees one attempt of the draws.
-            | "Materialise" >> beam.Reshuffle()
-        )
-        released.element_type = pa.RecordBatch
+        sums, types = bounded_sums(as_batches(pcoll, kind, work), work)
+        release = beam.ParDo(_Release(work, plan, grants), pvalue.AsIter(types))
+        released = materialised(sums | "Release" >> release.with_output_types(tuple[int, pa.RecordBatch]))
         if kind == "dict":
             return released | "ToDicts" >> beam.FlatMap(batch_to_dicts).with_output_types(dict[str, Any])
         if kind == "row":
@@ -327,9 +329,11 @@ class _Release(beam.DoFn):
     def start_bundle(self) -> None:
         self._source.rekey()
 
-    def process(self, block: tuple[int, Iterable[pa.RecordBatch]], types: Iterable[bytes]) -> Iterator[pa.RecordBatch]:
+    def process(
+        self, block: tuple[int, Iterable[pa.RecordBatch]], types: Iterable[bytes]
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
         sums = block_sums(self._work, block[0], block[1], types)
         released = release_block(self._plan, sums, self._source.generator)
         # Of fixed windows, only those with partitions to show may be seen.
         if self._work.in_one_window or released.num_rows:
-            yield released
+            yield block[0], released

@@ -47,10 +47,10 @@ def test_units_count_once_and_rows_outside_the_candidates_not_at_all() -> None:
     run(make)
 
 
-def test_candidates_take_the_type_of_the_column() -> None:
+def test_candidates_are_compared_with_what_rows_hold_as_their_own_type() -> None:
     def make(p: beam.Pipeline) -> None:
         chosen = p | beam.Create(rows_of({7: 30, 8: 3})) | most_frequent(candidates=["8", "7"])
-        assert_that(chosen | beam.FlatMap(pa.RecordBatch.to_pylist), equal_to([{"rank": 1, "item": 7}]))
+        assert_that(chosen | beam.FlatMap(pa.RecordBatch.to_pylist), equal_to([{"rank": 1, "item": "7"}]))
 
     run(make)
 

@@ -22,7 +22,7 @@ def test_every_metric():
         Histogram("amount", (0, 10, 50, 100)),
         VectorSum(("a", "b"), 50),
     )
-    assert [item.split(":")[0].strip() for item in text.split(",")] == [u.split(":")[0] for u in USAGE.split(", ")]
+    assert [item.split(":")[0].strip() for item in text.split(",")] == [u.split(":")[0].rstrip("[") for u in USAGE.split(", ")]
 
 
 def test_none_at_all():
@@ -33,13 +33,14 @@ def test_none_at_all():
     ("text", "message"),
     [
         ("cuont", "unknown metric 'cuont'; did you mean count?"),
-        ("xyzzy", "unknown metric 'xyzzy'; the metrics are count, .*none stands alone"),
+        ("xyzzy", "unknown metric 'xyzzy'; the metrics are count.*, .*none stands alone"),
         ("", "unknown metric ''"),
         ("count,,privacy_unit_count", "unknown metric ''"),
         ("none,count", "unknown metric 'none'"),
         ("Count", "did you mean count"),
         ("sum:amount", "'sum:amount' must be written sum:COLUMN:LOW:HIGH"),
-        ("count:amount", "'count:amount' must be written count$"),
+        ("count:amount:3", r"'count:amount:3' must be written count\[:COLUMN\]$"),
+        ("privacy_unit_count:amount", "must be written privacy_unit_count$"),
         ("sum:amount:0:1:2", "must be written sum:COLUMN:LOW:HIGH"),
         ("sum:amount:0:ten", "'sum:amount:0:ten': 'ten' is not a number"),
         ("sum:amount:100:0", "'sum:amount:100:0': low must be at most high, but 100 and 0 were given"),
