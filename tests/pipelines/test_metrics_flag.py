@@ -22,7 +22,9 @@ def test_every_metric():
         Histogram("amount", (0, 10, 50, 100)),
         VectorSum(("a", "b"), 50),
     )
-    assert [item.split(":")[0].strip() for item in text.split(",")] == [u.split(":")[0].rstrip("[") for u in USAGE.split(", ")]
+    assert [item.split(":")[0].strip() for item in text.split(",")] == [
+        u.split(":")[0].rstrip("[") for u in USAGE.split(", ")
+    ]
 
 
 def test_none_at_all():
