@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m pipelines.demo
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(VENV)/.checked
 	$(BIN)/ruff format --check .

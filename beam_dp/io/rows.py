@@ -18,6 +18,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.transforms import window
 from apache_beam.typehints import row_type, typehints
+from apache_beam.typehints.native_type_compatibility import convert_to_beam_type
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam_dp.errors import ArgumentError, InputError, describe_kind
@@ -36,7 +37,8 @@ def infer_kind(element_type: Any) -> str:
     Raises:
         ArgumentError: the hint does not say (``Any``) or is of no known kind.
     """
-    hint = typehints.normalize(element_type)
+    # Some versions of Beam normalise `str | None` only after it was made a hint of their own.
+    hint = typehints.normalize(convert_to_beam_type(element_type))
     if hint is str or hint == typehints.Optional[str]:
         return "str"
     if isinstance(hint, typehints.DictConstraint) or hint is dict:
