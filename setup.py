@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 setup(
     name="beam_dp",
     version="0.1.0",
-    description="Differential privacy on Apache Beam: private text and tables at any scale, with a ledger of their cost",
+    description="Differential privacy on Apache Beam: private text and tables at any scale, with a ledger",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
