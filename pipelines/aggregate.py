@@ -102,7 +102,7 @@ def build(pipeline: beam.Pipeline, ledger: Ledger, options: PipelineOptions) -> 
         public = read_partitions(own.public_partitions, by)
     aggregate = aggregate_from(options, unit_files(options), by, metrics, public)
     numbers = [s.column for metric in metrics for s in metric.statistics.values() if s.column is not None]
-    source = unit_source(options, (*by, *numbers))
+    source = unit_source(options, by, numbers)
     read = pipeline | "Read" >> source.with_rejects()
     released = with_unit(read.batches, source, units.privacy_unit) | "Aggregate" >> aggregate
     publish(released | "Order" >> InKeyOrder(by), read.rejected, source=source, ledger=ledger, options=options)

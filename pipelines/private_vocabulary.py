@@ -71,7 +71,7 @@ def build(pipeline: beam.Pipeline, ledger: Ledger, options: PipelineOptions) -> 
         sizes=sizes_in(options.view_as(VocabularyOptions).ngrams),
         max_words=texts.max_words,
     )
-    source = unit_source(options, (texts.text_column,), texts.text_column)
+    source = unit_source(options, text_column=texts.text_column)
     read = pipeline | "Read" >> source.with_rejects()
     rows = with_unit(read.batches, source, units.privacy_unit)
     released = rows | "Split" >> split | "Aggregate" >> aggregate | "Order" >> InKeyOrder((NGRAM_COLUMN,))

@@ -122,11 +122,22 @@ def unit_files(options: PipelineOptions) -> list[InputFile]:
     return files
 
 
-def unit_source(options: PipelineOptions, columns: Sequence[str], text_column: str | None = None) -> ReadBatches:
-    """Reads ``--input``: the column of the privacy unit and ``columns``."""
+def unit_source(
+    options: PipelineOptions, by: Sequence[str] = (), numbers: Sequence[str] = (), text_column: str | None = None
+) -> ReadBatches:
+    """Reads ``--input``: the column of the privacy unit, those of ``by``, ``numbers`` and texts."""
     run, unit = options.view_as(RunOptions), options.view_as(UnitOptions).privacy_unit
-    wanted = tuple(dict.fromkeys((unit, *columns)))
-    return ReadBatches(run.input, format=run.format, columns=wanted, text_column=text_column)
+    keys = tuple(dict.fromkeys((unit, *by)))
+    numbers = tuple(name for name in dict.fromkeys(numbers) if name not in keys)
+    texts = () if text_column is None else (text_column,)
+    return ReadBatches(
+        run.input,
+        format=run.format,
+        columns=(*keys, *numbers, *texts),
+        text_column=text_column,
+        keys=keys,
+        numbers=numbers,
+    )
 
 
 def with_unit(batches: beam.PCollection, source: ReadBatches, unit: str) -> beam.PCollection:

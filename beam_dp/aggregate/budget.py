@@ -168,12 +168,15 @@ def split_budget(
     """
     if noise.needs_delta and metrics and budget.delta == 0:
         raise ArgumentError("delta must be above 0 for gaussian noise: write Budget(epsilon, delta=1e-6)")
+    basic = _maker(budget, 0.0, metrics, selection, noise, bounds, unit)
     if budget.composition == "basic":
-        return _maker(budget, 0.0, metrics, selection, noise, bounds, unit)(1.0)
+        return basic(1.0)
     if budget.delta == 0:
         raise ArgumentError("delta must be above 0 for composition pld: write Budget(epsilon, delta=1e-6, ...)")
     needed = selection is not None or noise.needs_delta
-    return _raised(budget, _maker(budget, budget.delta / (2 if needed else 1), metrics, selection, noise, bounds, unit))
+    spare = budget.delta / (2 if needed else 1)
+    # Where composition gains nothing, nothing is set aside for it.
+    return _raised(budget, _maker(budget, spare, metrics, selection, noise, bounds, unit)) or basic(1.0)
 
 
 def _maker(
@@ -232,8 +235,8 @@ def _wanted(metrics: Sequence[Metric]) -> dict[Statistic, tuple[str, Fraction]]:
     return wanted
 
 
-def _raised(budget: Budget, make: Callable[[float], Split]) -> Split:
-    """The split with the largest factor, within a hundredth, whose composed loss is within the budget."""
+def _raised(budget: Budget, make: Callable[[float], Split]) -> Split | None:
+    """The split with the largest factor, within a hundredth, whose composed loss is within the budget; None if 1 is."""
 
     def fits(factor: float) -> bool:
         split = make(factor)
@@ -248,7 +251,7 @@ def _raised(budget: Budget, make: Callable[[float], Split]) -> Split:
     for _ in range(_FACTOR_STEPS):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return make(low)
+    return make(low) if low > 1 else None
 
 
 def _loss_of(item: SelectionRelease | Release) -> PrivacyLoss:

@@ -28,7 +28,7 @@ from beam_dp.aggregate.partials import Partials
 from beam_dp.aggregate.release import AggregationPlan, release_block
 from beam_dp.aggregate.rows import numbers_of
 from beam_dp.aggregate.statistics import Rows
-from beam_dp.aggregate.transform import check_grants, record_plan, require_firing_once
+from beam_dp.aggregate.transform import check_grants, record_plan, require_firing_once, require_selection
 from beam_dp.errors import ArgumentError, describe_kind, require_count
 from beam_dp.randomness import SecureSource
 
@@ -205,7 +205,8 @@ class DPCombinePerKey(beam.PTransform):
         if (public_keys is None) == (selection is None):
             raise ArgumentError("exactly one of public_keys and selection must be given")
         self._public = None if public_keys is None else _public_keys(public_keys)
-        split = split_budget(budget, (fn.metric,), selection, LaplaceNoise(), bounds, privacy_unit)
+        chosen = None if selection is None else require_selection(selection)
+        split = split_budget(budget, (fn.metric,), chosen, LaplaceNoise(), bounds, privacy_unit)
         self._plan = AggregationPlan(
             (_KEY,), privacy_unit, bounds, (fn.metric,), split.releases, split.selection, split.composition_delta
         )
@@ -248,9 +249,10 @@ class DPCombinePerKey(beam.PTransform):
 
 
 class DPCombineGlobally(beam.PTransform):
-    """(ε, 0)-private `beam.CombineGlobally` on values, for data of which one unit has at most ``rows_per_unit``.
+    """(ε, δ)-private `beam.CombineGlobally` on values, for data of which one unit has at most ``rows_per_unit``.
 
-    It gives one noisy value, also of no values at all.
+    It gives one noisy value, also of no values at all. Nothing in it needs a delta, unless composition by privacy loss
+    distributions shall have one.
 
     Args:
         fn: `LaplaceCount`, `LaplaceSum` or `LaplaceMean`.

@@ -21,7 +21,7 @@ from beam_dp.aggregate.partials import key_order
 from beam_dp.aggregate.public import public_partitions
 from beam_dp.aggregate.statistics import Statistic, UnitCount
 from beam_dp.aggregate.sums import DEFAULT_BUCKETS, SumWork, as_batches, block_sums, bounded_sums, materialised
-from beam_dp.aggregate.transform import KINDS, require_firing_once
+from beam_dp.aggregate.transform import KINDS, require_buckets, require_firing_once
 from beam_dp.errors import ArgumentError, describe_kind, require_choice, require_count
 from beam_dp.guarantees import CentralGuarantee
 from beam_dp.io.rows import infer_kind
@@ -49,7 +49,8 @@ class MostFrequent(beam.PTransform):
     count is released.
 
     It takes what `Aggregate` takes, in the global window, and gives one `pyarrow.RecordBatch` of k rows: ``rank`` from
-    1, and the candidate under the name of ``column``.
+    1, and the candidate under the name of ``column``. Candidates that are one value in the type of the column (as
+    "1" and "01" are in integers) count as one, and then there may be fewer rows.
 
     Args:
         column: where the candidates are.
@@ -90,7 +91,7 @@ class MostFrequent(beam.PTransform):
             raise ArgumentError(f"k must be at most the number of different candidates, {len(self._public)}, not {k}")
         bounds = Bounds(partitions=len(self._public), rows_per_partition=1)
         self._plan = _CountPlan((column,), privacy_unit, bounds)
-        self._buckets = require_count("buckets", buckets)
+        self._buckets = require_buckets(buckets)
         self._input_kind = None if input_kind is None else require_choice("input_kind", input_kind, KINDS)
         self._ledger = ledger
 

@@ -11,7 +11,7 @@ How the budget is split over them: `beam_dp.aggregate.budget.Budget`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -107,19 +107,27 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class _Metric:
-    """What all metrics have: a ``name``, that of the output column, None for the usual one; and a ``weight``."""
+    """What all metrics have.
+
+    Attributes:
+        name: of the output column; None for the usual one.
+        weight: the part of the budget that its statistics get, relative to those of others.
+    """
+
+    _: KW_ONLY
+    name: str | None = None
+    weight: float = 1.0
 
     def _check(self) -> None:
         """Validates what all metrics have."""
-        name, weight = getattr(self, "name", None), getattr(self, "weight", 1.0)
-        if name is not None and (not isinstance(name, str) or not name):
-            raise ArgumentError(f"name must be a string that is not empty, not {describe_kind(name)}")
-        object.__setattr__(self, "weight", require_positive("weight", weight))
+        if self.name is not None and (not isinstance(self.name, str) or not self.name):
+            raise ArgumentError(f"name must be a string that is not empty, not {describe_kind(self.name)}")
+        object.__setattr__(self, "weight", require_positive("weight", self.weight))
 
     @property
     def statistic_weight(self) -> float:
         """The metric's weight."""
-        return float(self.weight)  # type: ignore[attr-defined]
+        return self.weight
 
 
 def _named(name: str | None, usual: str) -> str:
@@ -170,8 +178,6 @@ class Count(_Metric):
     """
 
     column: str | None = None
-    name: str | None = None
-    weight: float = 1.0
 
     def __post_init__(self) -> None:
         self._check()
@@ -195,9 +201,6 @@ class Count(_Metric):
 @dataclass(frozen=True)
 class PrivacyUnitCount(_Metric):
     """The number of distinct privacy units. Column ``privacy_unit_count``, int64."""
-
-    name: str | None = None
-    weight: float = 1.0
 
     def __post_init__(self) -> None:
         self._check()
@@ -231,8 +234,6 @@ class _OfColumn(_Metric):
     column: str
     low: float
     high: float
-    name: str | None = None
-    weight: float = 1.0
 
     def __post_init__(self) -> None:
         _column_name(self.column)
@@ -250,7 +251,8 @@ class Sum(_OfColumn):
     """The sum of clamped numbers. Column ``sum_COLUMN``, float64.
 
     Where `Mean` or `Variance` of the same column and bounds is asked for too, it is made of their statistics, as
-    middle·n + Σ(x - middle), at no cost of its own and with less noise (by √2 for bounds 0 and high).
+    middle·n + Σ(x - middle), with less noise (by √2 for bounds 0 and high) and, unless its weight is the larger one, at
+    no cost of its own.
     """
 
     @property
@@ -328,7 +330,7 @@ def shared_statistics(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
     """The same metrics, sums beside a mean or variance of the same column and bounds made of their statistics."""
     means = {(m.column, m.low, m.high) for m in metrics if isinstance(m, (Mean, Variance))}
     return tuple(
-        _SumBesideMean(m.column, m.low, m.high, m.name, m.weight)
+        _SumBesideMean(m.column, m.low, m.high, name=m.name, weight=m.weight)
         if type(m) is Sum and (m.column, m.low, m.high) in means
         else m
         for m in metrics
@@ -459,8 +461,6 @@ class Histogram(_Metric):
 
     column: str
     edges: tuple[float, ...]
-    name: str | None = None
-    weight: float = 1.0
 
     def __post_init__(self) -> None:
         _column_name(self.column)
@@ -506,8 +506,6 @@ class VectorSum(_Metric):
 
     columns_of: tuple[str, ...]
     bound: float
-    name: str | None = None
-    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.columns_of, str) or not isinstance(self.columns_of, Sequence) or not self.columns_of:

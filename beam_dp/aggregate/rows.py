@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ ROW_KINDS = ("dict", "row")
 _BATCH_ROWS = 1 << 14
 _NUMBERS = (float, int, np.floating, np.integer, np.bool_, type(None))
 _KEY_KINDS = ((int, np.integer), str)
+_ALIKE = frozenset((int, str, bool, datetime.date))
 _PYTHON_TYPES = ((pa.types.is_integer, int), (pa.types.is_floating, float), (pa.types.is_string, str))
 
 
@@ -51,7 +53,7 @@ class RowsToBatches(beam.DoFn):
         types: Mapping[str, pa.DataType] = MappingProxyType({}),
     ) -> None:
         self._types = dict(types)
-        self._names = (*keys, *(name for name in numbers if name not in keys))
+        self._names = tuple(dict.fromkeys((*keys, *numbers)))
         self._keys = frozenset(keys)
         fields = [name for name, _ in row_fields(element_type) or []]
         missing = [name for name in self._names if name not in fields]
@@ -144,12 +146,15 @@ def _keys(values: Sequence[Any], name: str) -> pa.Array:
 
 
 def _keys_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Keys of a known type; null for a value that is none."""
-    try:
-        return pa.array(values).cast(kind)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        # Some value is of another kind: then one by one.
-        return pa.concat_arrays([pa.array([], kind), *(_key_of(value, kind) for value in values)])
+    """Keys of a known type, each value by itself; null for a value that is none."""
+    kinds = set(map(type, values)) - {type(None)}
+    # Only of these does Arrow read many as it reads one.
+    if len(kinds) <= 1 and kinds <= _ALIKE:
+        try:
+            return pa.array(values).cast(kind)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            pass
+    return pa.concat_arrays([pa.array([], kind), *(_key_of(value, kind) for value in values)])
 
 
 def _key_of(value: Any, kind: pa.DataType) -> pa.Array:

@@ -46,6 +46,7 @@ from beam_dp.io.rows import infer_kind
 from beam_dp.randomness import SecureSource
 
 KINDS = ("dict", "row", "record_batch")
+MOST_BUCKETS = 1 << 16
 NOISES: dict[str, type[LaplaceNoise] | type[GaussianNoise]] = {"laplace": LaplaceNoise, "gaussian": GaussianNoise}
 
 
@@ -59,7 +60,8 @@ class Aggregate(beam.PTransform):
 
     The promise is to one privacy unit, with all of her rows added or removed: the bounds are enforced, by uniform
     sampling; values are clamped and quantised; noise is exact and of integers (the proof: `beam_dp.aggregate.noise`).
-    Rows without a unit are dropped. Nothing in errors, logs and counters depends on values.
+    Rows without a unit are dropped. No number, of whatever kind or size, makes an error. A key that is of another kind
+    than the others of its column does, where no public list says which kind is wanted; it is not named.
 
     Each run draws anew and spends anew, also one that fails.
 
@@ -76,7 +78,7 @@ class Aggregate(beam.PTransform):
         buckets: how many parts the units are cut into, each of which one worker holds in memory: some million rows a
             bucket are good. Larger ones spill to the worker's disk.
         max_windows: on fixed windows, in how many of them one unit has rows at most; unless it is declared, the ledger
-            states no epsilon for all windows together. Nothing enforces it.
+            states no epsilon for all windows together. Nothing enforces it. Without meaning in the global window.
         input_kind: ``dict``, ``row`` or ``record_batch``, where the PCollection does not declare its type.
         ledger: where the releases are recorded; needed on a plain `beam.Pipeline` (which must run once), else the
             pipeline's own.
@@ -84,7 +86,7 @@ class Aggregate(beam.PTransform):
     Raises:
         ArgumentError: at construction, for whatever can never work; when applied, for windows or triggers that would
             release a partition twice.
-        InputError: in a worker: a column is missing or of a type that cannot serve.
+        InputError: in a worker: a column is missing, of a type that cannot serve, or of two types.
         GrantError: when applied, if there is no ledger.
     """
 
@@ -115,14 +117,14 @@ class Aggregate(beam.PTransform):
         chosen = _metrics(metrics, keys)
         if not chosen and selection is None:
             raise ArgumentError("metrics must not be empty where the partitions are public: nothing would be released")
-        family = NOISES[require_choice("noise", noise, tuple(NOISES))]() if isinstance(noise, str) else noise
+        family = _family(noise)
         split = split_budget(budget, chosen, selection, family, bounds, privacy_unit)
         self._plan = AggregationPlan(
             keys, privacy_unit, bounds, chosen, split.releases, split.selection, split.composition_delta
         )
         self._schema = result_schema(self._plan)
         self._budget = budget
-        self._buckets = require_count("buckets", buckets)
+        self._buckets = require_buckets(buckets)
         self._max_windows = None if max_windows is None else require_count("max_windows", max_windows)
         self._input_kind = None if input_kind is None else require_choice("input_kind", input_kind, KINDS)
         self._ledger = ledger
@@ -177,7 +179,10 @@ class SelectPartitions(Aggregate):
         max_partitions: L0, the most partitions of one unit that are used.
         budget: delta above 0.
         selection: how.
-        options: as for `Aggregate`: buckets, max_windows, input_kind, ledger.
+        buckets: see `Aggregate`.
+        max_windows: see `Aggregate`.
+        input_kind: see `Aggregate`.
+        ledger: see `Aggregate`.
     """
 
     def __init__(
@@ -188,11 +193,22 @@ class SelectPartitions(Aggregate):
         max_partitions: int,
         budget: Budget,
         selection: Selection = PrivateSelection(),  # noqa: B008  (a frozen value)
-        **options: Any,
+        buckets: int = DEFAULT_BUCKETS,
+        max_windows: int | None = None,
+        input_kind: str | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
-        bounds = Bounds(partitions=max_partitions, rows_per_partition=1)
         super().__init__(
-            by, privacy_unit=privacy_unit, bounds=bounds, metrics=(), budget=budget, partitions=selection, **options
+            by,
+            privacy_unit=privacy_unit,
+            bounds=Bounds(partitions=max_partitions, rows_per_partition=1),
+            metrics=(),
+            budget=budget,
+            partitions=require_selection(selection),
+            buckets=buckets,
+            max_windows=max_windows,
+            input_kind=input_kind,
+            ledger=ledger,
         )
 
 
@@ -204,7 +220,39 @@ def _names(name: str, value: object) -> tuple[str, ...]:
 
 
 def _is_selection(partitions: object) -> bool:
-    return all(callable(getattr(partitions, name, None)) for name in ("rule", "guarantee", "loss"))
+    methods = (getattr(partitions, name, None) for name in ("rule", "guarantee", "loss"))
+    return not isinstance(partitions, type) and all(map(callable, methods))
+
+
+def require_selection(selection: object) -> Selection:
+    """``selection`` if it is a way to select partitions.
+
+    Raises:
+        ArgumentError: it is something else.
+    """
+    if not _is_selection(selection):
+        raise ArgumentError(f"selection must be a PrivateSelection(...), not {describe_kind(selection)}")
+    return cast(Selection, selection)
+
+
+def require_buckets(buckets: object) -> int:
+    """``buckets`` if it is a number of them that a runner can handle.
+
+    Raises:
+        ArgumentError: it is not.
+    """
+    number = require_count("buckets", buckets)
+    if number > MOST_BUCKETS:
+        raise ArgumentError(f"buckets must be at most {MOST_BUCKETS:,}")
+    return number
+
+
+def _family(noise: str | NoiseFamily) -> NoiseFamily:
+    if isinstance(noise, str):
+        return NOISES[require_choice("noise", noise, tuple(NOISES))]()
+    if isinstance(noise, type) or not callable(getattr(noise, "plan", None)) or not hasattr(noise, "needs_delta"):
+        raise ArgumentError(f"noise must be one of {', '.join(NOISES)}, not {describe_kind(noise)}")
+    return noise
 
 
 def _metrics(metrics: object, by: tuple[str, ...]) -> tuple[Metric, ...]:

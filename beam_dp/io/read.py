@@ -150,6 +150,10 @@ class ReadBatches(beam.PTransform):
         format: text, jsonl, csv, tsv or parquet; ``auto`` goes by the extension, which must say the same of all files.
         columns: the columns to read, in the order that batches shall have them.
         text_column: the one of them that is text: it comes out as ``string``, and rows where it is none are rejected.
+        keys: those of them that are compared, and
+        numbers: those that are reckoned with: of jsonl, which has no types, the former come out as text and the latter
+            as numbers or text that spells them, each value read by itself. Otherwise a column has one type, so that a
+            value can change how those of other rows are read.
         batch_rows: most rows of a batch.
         batch_bytes: most bytes of a batch of more than one row.
         split_bytes: how many stored bytes a worker takes at a time; None for what suits the size of the input.
@@ -169,6 +173,8 @@ class ReadBatches(beam.PTransform):
         format: str = "auto",
         columns: Sequence[str] = (TEXT_COLUMN,),
         text_column: str | None = None,
+        keys: Sequence[str] = (),
+        numbers: Sequence[str] = (),
         batch_rows: int = BATCH_ROWS,
         batch_bytes: int = BATCH_BYTES,
         split_bytes: int | None = None,
@@ -180,6 +186,8 @@ class ReadBatches(beam.PTransform):
             raise ArgumentError("columns must be one or more different names")
         if text_column is not None and text_column not in names:
             raise ArgumentError(f"text_column must be one of columns ({quoted(names)}), not {text_column!r}")
+        if not {*keys, *numbers} <= set(names) or text_column in (*keys, *numbers):
+            raise ArgumentError(f"keys and numbers must be some of columns ({quoted(names)}), and not the text column")
         row_bytes = require_count("max_row_bytes", max_row_bytes)
         if row_bytes > _LARGEST_MAX_ROW_BYTES:
             raise ArgumentError(f"max_row_bytes must be at most {_LARGEST_MAX_ROW_BYTES}")
@@ -196,6 +204,8 @@ class ReadBatches(beam.PTransform):
             batch_rows=require_count("batch_rows", batch_rows),
             batch_bytes=require_count("batch_bytes", batch_bytes),
             max_row_bytes=row_bytes,
+            keys=tuple(keys),
+            numbers=tuple(numbers),
         )
         first = next((file for file in files if file.size), None)
         self._spec = spec if first is None else _READERS[self._source.format].check(first, spec)

@@ -46,7 +46,8 @@ def check_jsonl(file: InputFile, spec: ReadSpec) -> ReadSpec:
     require_columns(spec.columns, there, file.name)
     sample = decode_block(first, spec).batch
     stable = (pa.types.is_string, pa.types.is_boolean, pa.types.is_int64, pa.types.is_float64)
-    fields = [field for field in sample.schema if any(test(field.type) for test in stable)]
+    by_value = {*spec.keys, *spec.numbers}
+    fields = [f for f in sample.schema if f.name not in by_value and any(test(f.type) for test in stable)]
     return dataclasses.replace(spec, types=pa.schema(fields))
 
 
@@ -64,7 +65,8 @@ def decode_block(block: LineBlock, spec: ReadSpec) -> Decoded:
     The text column is ``string``; a null or missing text is null. Other columns have the types that ``spec`` expects,
     or else those that the block shows. Values that no Arrow type holds exactly (mixed kinds, integers beyond 64 bits)
     make the column ``string``: strings as they are, other values as JSON. Nested values become structs and lists, where
-    a key that other rows have is null.
+    a key that other rows have is null. The columns that ``spec`` names as keys and numbers are exceptions: there each
+    value is read by itself, so that no row changes what becomes of another.
     """
     values, positions = split_lines(block)
     filled = pc.greater(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
@@ -113,8 +115,30 @@ def _parse_block(data: bytes, spec: ReadSpec) -> pa.RecordBatch | None:
             column = table.column(name).combine_chunks()
         if _is_inexact(column):
             return None
+        if name in spec.keys or name in spec.numbers:
+            if not _is_plain(column, name in spec.keys):
+                return None
+            column = column.cast(pa.string()) if name in spec.keys else column
         columns.append(column)
     return pa.record_batch(columns, names=list(spec.columns))
+
+
+def _is_plain(column: pa.Array, key: bool) -> bool:
+    """Whether every value of a column is of one JSON kind, from which its own text or number follows.
+
+    Doubles may have been integers, whose text is another: as numbers they are the same.
+    """
+    tests = (pa.types.is_string, pa.types.is_int64, pa.types.is_boolean, pa.types.is_null)
+    return any(test(column.type) for test in tests) or (pa.types.is_float64(column.type) and not key)
+
+
+def _value_text(value: Any, key: bool) -> str | None:
+    """A JSON value as text, by itself; null for what is no number, where numbers are wanted."""
+    if value is None or isinstance(value, str):
+        return value
+    if key:
+        return json.dumps(value, ensure_ascii=False)
+    return repr(float(value)) if isinstance(value, (bool, float)) else str(value) if isinstance(value, int) else None
 
 
 def _expected_types(spec: ReadSpec) -> dict[str, pa.DataType]:
@@ -181,7 +205,12 @@ def _decode_lines(block: LineBlock, spec: ReadSpec) -> Decoded:
             positions.append(position)
     expected = _expected_types(spec)
     by_column = zip(*rows, strict=True) if rows else [()] * len(spec.columns)
-    columns = [_column(values, expected.get(name)) for name, values in zip(spec.columns, by_column, strict=True)]
+    columns = [
+        pa.array([_value_text(value, name in spec.keys) for value in values], pa.string())
+        if name in spec.keys or name in spec.numbers
+        else _column(values, expected.get(name))
+        for name, values in zip(spec.columns, by_column, strict=True)
+    ]
     batch = pa.record_batch(columns, names=list(spec.columns))
     return Decoded(batch, np.array(positions, np.int64), rejects)
 

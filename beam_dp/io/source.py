@@ -28,6 +28,8 @@ class ReadSpec:
         batch_bytes: most bytes of a batch that has more than one row.
         max_row_bytes: longer lines are rejected.
         types: types that columns are expected to have, where the format does not say (jsonl).
+        keys: columns that come out as text where the format has no types (jsonl).
+        numbers: columns that come out as numbers, or as text that spells them, where the format has no types.
     """
 
     columns: tuple[str, ...]
@@ -36,6 +38,8 @@ class ReadSpec:
     batch_bytes: int
     max_row_bytes: int
     types: pa.Schema | None = None
+    keys: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
