@@ -62,7 +62,7 @@ def build(pipeline: beam.Pipeline, ledger: Ledger, options: PipelineOptions) -> 
     """Adds read, split, aggregate and publish to ``pipeline``."""
     texts, units = options.view_as(TextInputOptions), options.view_as(UnitOptions)
     metrics = metrics_from(options, default=PrivacyUnitCount().title)
-    if any(not isinstance(metric, (Count, PrivacyUnitCount)) for metric in metrics):
+    if any(metric not in (Count(), PrivacyUnitCount()) for metric in metrics):
         raise ArgumentError("--metrics: n-grams can be counted, by count and privacy_unit_count; they have no numbers")
     aggregate = aggregate_from(options, unit_files(options), NGRAM_COLUMN, metrics)
     split = SplitIntoNgrams(

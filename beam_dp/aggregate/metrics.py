@@ -3,7 +3,7 @@
 A metric names the statistics that it needs; each of them is released with noise of its own, once for all metrics that
 need it, and everything after that is post-processing. Each gives its estimate, the standard deviation of the noise in
 it and a 95% confidence interval, which covers the statistic of the rows that bounding and clamping have left, not the
-raw one.
+raw one. (Quantising moves each value by up to 2^-31 of the largest magnitude; the interval leaves that out.)
 
 How the budget is split over them: `beam_dp.aggregate.budget.Budget`.
 """

@@ -18,13 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from io_support import read_batches, read_file, spec_of
 
+from beam_dp.aggregate.columns import number_column
 from beam_dp.errors import ArgumentError, InputError
 from beam_dp.io import ReadBatches, position_of
 from beam_dp.io.files import InputFile, find_inputs
 from beam_dp.io.formats import resolve_format
+from beam_dp.io.lines import LineBlock
 from beam_dp.io.read import BATCHES, plan_pieces
-from beam_dp.io.read_jsonl import check_jsonl
+from beam_dp.io.read_jsonl import check_jsonl, decode_block
 from beam_dp.io.read_parquet import check_parquet
+from beam_dp.io.source import ReadSpec
 
 VALUE = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\t"), max_size=8)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -534,3 +537,33 @@ def test_arguments_are_checked_at_construction(tmp_path, options, message):
 def test_one_column_of_text_files(tmp_path):
     with pytest.raises(InputError, match="its columns are 'text'"):
         ReadBatches(str(written(tmp_path, "a.txt", b"x")), columns=["body"])
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(["", "7", "true", "7.0", "2020-01-01", "é", "1e3"]),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.sampled_from("ab"), st.integers(), max_size=1),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(values=st.lists(ODD, min_size=1, max_size=6), extra=ODD, place=st.integers(0, 6))
+def test_jsonl_keys_and_numbers_are_read_value_by_value(values, extra, place):
+    """What becomes of a row's key and number is the same whatever rows are beside it, and if there are none."""
+
+    def read(column):
+        data = "".join(json.dumps({"k": v, "n": v}) + "\n" for v in column).encode()
+        spec = ReadSpec(("k", "n"), None, 100, 1 << 20, 1 << 20, keys=("k",), numbers=("n",))
+        batch = decode_block(LineBlock(data, 0), spec).batch
+        assert batch.column("k").type in (pa.string(), pa.null())
+        numbers = number_column(batch.column("n"), "n").to_pylist()
+        return [(key, repr(number)) for key, number in zip(batch.column("k").to_pylist(), numbers, strict=True)]
+
+    with_extra = [*values[:place], extra, *values[place:]]
+    alone = [read([value])[0] for value in with_extra]
+    assert read(with_extra) == alone
+    assert read(values) == alone[: min(place, len(values))] + alone[min(place, len(values)) + 1 :]

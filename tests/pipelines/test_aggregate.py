@@ -165,12 +165,26 @@ def test_several_keys_and_files_with_two_processes(tmp_path, rng):
 
 
 def test_a_worker_that_fails_says_no_data(tmp_path):
-    write_table(tmp_path / "in.a.jsonl", [{"user": 17, "item": CANARY}] * 5)
-    write_table(tmp_path / "in.b.jsonl", [{"user": CANARY, "item": "b"}] * 5)
-    done = run_module("pipelines.aggregate", *command(tmp_path, f"{tmp_path}/in.*.jsonl", metrics="count"))
+    write_table(tmp_path / "in.a.parquet", [{"user": 17, "item": CANARY}] * 5)
+    write_table(tmp_path / "in.b.parquet", [{"user": CANARY, "item": "b"}] * 5)
+    done = run_module("pipelines.aggregate", *command(tmp_path, f"{tmp_path}/in.*.parquet", metrics="count"))
     assert "column 'user' holds int64 in some batches and string in others: give it one type" in refusal(done)
     assert CANARY not in done.stdout + done.stderr
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("odd", ['"x"', "1", "7.5", "[true]", "null", "1e999"])
+@pytest.mark.parametrize("position", [0, 40_000])
+def test_no_row_of_jsonl_changes_how_others_are_read(tmp_path, run, odd, position):
+    """A value of another kind, in the first block or far behind it, in every column that counts."""
+    lines = [f'{{"user": {u}, "item": 7, "smokes": true, "pad": "{"." * 40}"}}' for u in range(41_000)]
+    lines.insert(position, f'{{"user": {odd}, "item": {odd}, "smokes": {odd}, "pad": ""}}')
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n".join(lines) + "\n")
+    assert run(*command(tmp_path, source, metrics="count,sum:smokes:0:1"))[0] == 0
+    (row,) = [row for row in read_output(tmp_path / "out") if row["item"] == "7"]
+    assert row["count"] == 41_000
+    assert abs(row["sum_smokes"] - 41_000) < 5
 
 
 def test_rejected_rows_fail_the_run_or_are_listed_without_content(tmp_path, run, refused):
@@ -284,7 +298,10 @@ def test_numbers_and_ids_beyond_64_bits(tmp_path, run):
     source = write_table(tmp_path / "in.jsonl", rows)
     assert run(*command(tmp_path, source, metrics="privacy_unit_count,sum:amount:0:100"))[0] == 0
     released = read_output(tmp_path / "out")
-    assert {row["item"]: row["privacy_unit_count"] for row in released} == {2**62: 5, 2**62 + 1: 5}
+    assert {row["item"]: row["privacy_unit_count"] for row in released} == {
+        str(2**62): 5,
+        str(2**62 + 1): 5,
+    }
     for row in released:
         assert abs(row["sum_amount"] - 500) < ENOUGH_STDDEVS * row["sum_amount_noise_stddev"] + 0.1
 
