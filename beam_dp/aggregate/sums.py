@@ -3,6 +3,9 @@
 Rows are cut by hash(unit) into buckets and meet once, in one GroupByKey of Arrow slices; a bucket is bounded and added
 up to partial sums of partitions; these meet in a second GroupByKey by hash(partition) in blocks, in which every
 partition is whole.
+
+The samples of bounding are drawn anew by each attempt. So a runner that computes a bundle of it again must also run
+again all that read the first attempt: Flink and Dataflow do, and no shuffle of theirs shows half of a bundle.
 """
 
 from __future__ import annotations
