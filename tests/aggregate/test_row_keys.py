@@ -30,10 +30,10 @@ KINDS = [pa.string(), pa.int64(), pa.bool_(), pa.date32(), pa.timestamp("us"), p
 @settings(max_examples=150, deadline=None)
 @given(values=st.lists(VALUES, max_size=6), extra=VALUES)
 def test_no_value_changes_another(kind: pa.DataType, values: list[Any], extra: Any) -> None:
-    alone = [_keys_of([value], kind)[0].as_py() for value in values]
-    assert _keys_of(values, kind).type == kind
-    assert _keys_of(values, kind).to_pylist() == alone
-    assert _keys_of([extra, *values], kind).to_pylist()[1:] == alone
+    # As arrays: some timestamps are beyond what Python can show.
+    alone = pa.concat_arrays([pa.array([], kind), *(_keys_of([value], kind) for value in values)])
+    assert _keys_of(values, kind).equals(alone)
+    assert _keys_of([extra, *values], kind).slice(1).equals(alone)
 
 
 def test_values_of_the_type_stay_and_others_are_null() -> None:
