@@ -1,7 +1,7 @@
 """Buckets of privacy units: how rows get into them, and how one that is too large for memory is bounded all the same.
 
-A bucket holds all rows of its units, so that it can be bounded by itself. Its rows come as slices, `BucketRows`: the
-unit, the keys, the numbers. A bucket above `MEMORY_ROWS` is cut into parts by further bits of the same hash, on local
+A bucket holds all rows of its units, so that it can be bounded by itself. Its rows come as slices with the columns
+unit, keys, numbers. A bucket above `MEMORY_ROWS` is cut into parts by further bits of the same hash, on local
 disk; before that, rows beyond L∞ of each (unit, partition) are dropped chunk by chunk, by random tags that go along, so
 that a unit with most of the rows of a data set does not outgrow memory either.
 """
@@ -121,7 +121,7 @@ def bucket_sums(
             yield _sums(plan, columns, columns.concat(held), rng)
         return
     with tempfile.TemporaryDirectory(prefix="beam_dp_bucket_") as folder:
-        spill = _Spill(plan.bounds, columns, Path(folder), buckets)
+        spill = _Spill(plan.bounds, columns, Path(folder), buckets, memory_rows)
         while held:
             spill.add(columns.concat(held), rng)
             held, _ = _until(stream, memory_rows)
@@ -147,11 +147,12 @@ def _sums(plan: SumPlan, columns: Columns, rows: pa.RecordBatch, rng: np.random.
 class _Spill:
     """A bucket on disk, in parts that each hold all rows of their units."""
 
-    def __init__(self, bounds: Bounds, columns: Columns, folder: Path, buckets: int) -> None:
+    def __init__(self, bounds: Bounds, columns: Columns, folder: Path, buckets: int, memory_rows: int) -> None:
         self._bounds = bounds
         self._columns = columns
         self._folder = folder
         self._buckets = np.uint64(buckets)
+        self._memory_rows = memory_rows
         self._count = 0
 
     def add(self, rows: pa.RecordBatch, rng: np.random.Generator) -> None:
@@ -169,17 +170,19 @@ class _Spill:
     def parts(self) -> Iterator[pa.RecordBatch]:
         """The rows of each part, thinned as a whole, without tags."""
         for index in range(_PARTS):
-            held: pa.RecordBatch | None = None
-            for count in range(self._count):
-                path = self._path(index, count)
-                if not path.exists():
-                    continue
+            held: list[pa.RecordBatch] = []
+            thinned_rows = 0
+            for path in filter(Path.exists, (self._path(index, count) for count in range(self._count))):
                 with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
-                    chunk = reader.get_batch(0)
+                    held.append(reader.get_batch(0))
                 path.unlink()
-                held = chunk if held is None else self._thinned(self._columns.concat([held, chunk]))
-            if held is not None:
-                yield held.select(held.schema.names[:-1])
+                # At twice the size, so that rows which stay are not sorted again for every chunk.
+                if sum(chunk.num_rows for chunk in held) > max(self._memory_rows, 2 * thinned_rows):
+                    held = [self._thinned(self._columns.concat(held))]
+                    thinned_rows = held[0].num_rows
+            if held:
+                rows = self._columns.concat(held) if len(held) == 1 else self._thinned(self._columns.concat(held))
+                yield rows.select(rows.schema.names[:-1])
 
     def _path(self, part: int, chunk: int) -> Path:
         return self._folder / f"{part}-{chunk}.arrow"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -95,7 +96,7 @@ class _Level:
         return self._counts[np.searchsorted(self._parents, parents)]
 
 
-class _Search:
+class _Search(ABC):
     """Where a search is in P trees.
 
     Attributes:
@@ -119,11 +120,13 @@ class _Search:
         count = TREE_BRANCHING**self._level
         return (nodes - np.arange(self._size) * count) / count
 
+    @abstractmethod
     def descend(self, level: _Level) -> None:
-        raise NotImplementedError
+        """Goes down one level."""
 
+    @abstractmethod
     def result(self) -> Floats:
-        raise NotImplementedError
+        """What was found, as shares of the range: (P,)."""
 
 
 class _Estimate(_Search):

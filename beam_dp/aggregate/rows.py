@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import operator
 import re
@@ -150,10 +151,8 @@ def _keys_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     kinds = set(map(type, values)) - {type(None)}
     # Only of these does Arrow read many as it reads one.
     if len(kinds) <= 1 and kinds <= _ALIKE:
-        try:
+        with contextlib.suppress(pa.ArrowException, OverflowError, TypeError, ValueError):
             return pa.array(values).cast(kind)
-        except (pa.ArrowException, OverflowError, TypeError, ValueError):
-            pass
     return pa.concat_arrays([pa.array([], kind), *(_key_of(value, kind) for value in values)])
 
 
@@ -182,10 +181,8 @@ def numbers_of(values: Sequence[Any]) -> pa.Array:
     Each value by itself: what becomes of one must not depend on the rows of others beside it.
     """
     if all(issubclass(kind, _NUMBERS) and kind is not np.timedelta64 for kind in set(map(type, values))):
-        try:
+        with contextlib.suppress(OverflowError):  # an integer beyond the floats
             return pa.array(np.array(values, np.float64))
-        except OverflowError:  # an integer beyond the floats
-            pass
     return pa.array(np.fromiter(map(_number, values), np.float64, len(values)))
 
 
