@@ -106,11 +106,6 @@ def hash_keys(columns: Sequence[pa.Array]) -> Hashes:
     return total
 
 
-def as_text(column: pa.Array) -> pa.Array:
-    """A key column as strings."""
-    return column if pa.types.is_string(column.type) else column.cast(pa.string())
-
-
 def _hash_column(column: pa.Array) -> Hashes:
     if pa.types.is_null(column.type):
         return np.full(len(column), _NULL_HASH)
@@ -119,7 +114,7 @@ def _hash_column(column: pa.Array) -> Hashes:
         hashes = _mix(whole.view(np.uint64))
     else:
         # Keys repeat: hashing the distinct ones and looking them up is five times as fast.
-        encoded = as_text(column).dictionary_encode()
+        encoded = column.cast(pa.string()).dictionary_encode()
         distinct = _hash_strings(encoded.dictionary)
         if not len(distinct):
             return np.full(len(column), _NULL_HASH)
@@ -167,7 +162,7 @@ def _hash_strings(column: pa.StringArray) -> Hashes:
     return _mix(sums[:n] + lengths.astype(np.uint64) * _MULTIPLIERS[0])
 
 
-def key_codes(columns: Sequence[pa.Array | pa.ChunkedArray]) -> tuple[Codes, Codes]:
+def key_codes(columns: Sequence[pa.Array]) -> tuple[Codes, Codes]:
     """Codes of the distinct rows of key columns.
 
     Returns:
@@ -176,10 +171,6 @@ def key_codes(columns: Sequence[pa.Array | pa.ChunkedArray]) -> tuple[Codes, Cod
     total: Codes | None = None
     for column in columns:
         encoded = pc.dictionary_encode(column, null_encoding="encode")
-        if isinstance(encoded, pa.ChunkedArray):
-            encoded = encoded.combine_chunks()
-        if isinstance(encoded, pa.ChunkedArray):
-            encoded = encoded.chunk(0)
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         # Renumbered after each column, the product of the sizes cannot overflow.
         total = codes if total is None else _renumber(total * len(encoded.dictionary) + codes)

@@ -129,8 +129,8 @@ def _moved(sparse: Sparse, place: Codes) -> Sparse:
 
 
 def add_up(
-    units: pa.Array | pa.ChunkedArray,
-    keys: Sequence[pa.Array | pa.ChunkedArray],
+    units: pa.Array,
+    keys: Sequence[pa.Array],
     values: Mapping[str, Values],
     statistics: Sequence[Statistic],
     bounds: Bounds,
@@ -155,13 +155,7 @@ def add_up(
     matrix = np.concatenate(dense, axis=1) if dense else np.empty((len(firsts), 0), np.int64)
     sums = Partials(tuple(key.take(pa.array(firsts)) for key in keys), matrix, tuple(sparse))
     left = np.flatnonzero(np.bincount(kept.pair_partitions, minlength=len(firsts)))
-    return _contiguous(sums.take(left))
-
-
-def _contiguous(sums: Partials) -> Partials:
-    keys = tuple(key.combine_chunks() if isinstance(key, pa.ChunkedArray) else key for key in sums.keys)
-    plain = tuple(pa.concat_arrays(key.chunks) if isinstance(key, pa.ChunkedArray) else key for key in keys)
-    return Partials(plain, sums.dense, sums.sparse)
+    return sums.take(left)
 
 
 def merge(parts: Sequence[Partials], by: Sequence[str]) -> Partials:

@@ -22,7 +22,6 @@ from beam_dp.aggregate.columns import is_number
 from beam_dp.errors import ArgumentError, InputError
 from beam_dp.io.rows import row_fields
 
-ROW_KINDS = ("dict", "row")
 _BATCH_ROWS = 1 << 14
 _NUMBERS = (float, int, np.floating, np.integer, np.bool_, type(None))
 _KEY_KINDS = ((int, np.integer), str)

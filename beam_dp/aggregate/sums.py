@@ -5,7 +5,7 @@ up to partial sums of partitions; these meet in a second GroupByKey by hash(part
 partition is whole.
 
 The samples of bounding are drawn anew by each attempt. So a runner that computes a bundle of it again must also run
-again all that read the first attempt: Flink and Dataflow do, and no shuffle of theirs shows half of a bundle.
+again all that read the first attempt, as Flink's region failover is documented to do, for this very reason.
 """
 
 from __future__ import annotations
