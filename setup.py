@@ -31,6 +31,8 @@ setup(
         "randomgen>=2.0,<3",
         # Composition of privacy loss distributions; 0.4.3 and later agree there.
         "dp-accounting>=0.4.3,<1",
+        # 2.0: the budget store's interface; 3 may change it.
+        "sqlalchemy>=2.0,<3",
         # The Lambert function and log-gamma.
         "scipy>=1.11,<2",
         # Locks between worker processes.
@@ -39,7 +41,12 @@ setup(
         "tqdm>=4.60,<5",
     ],
     extras_require={
+        # Beam's own extra brings the clients of Cloud Storage and Secret Manager, which the budget store uses.
         "gcp": ["apache-beam[gcp]>=2.66,<3"],
+        # The budget store on PostgreSQL; 3.1: connections without libpq of the machine.
+        "postgres": ["psycopg[binary]>=3.1,<4"],
+        # Pictures of the ledger's page; 3.7: SVG whose ids do not change from run to run.
+        "report": ["matplotlib>=3.7,<4"],
         # Reads gensim's own KeyedVectors files.
         "gensim": ["gensim>=4.3,<5"],
         "test": [
@@ -50,6 +57,10 @@ setup(
             "cryptography>=42",
             "psutil>=5.9",
             "gensim>=4.3,<5",
+            "psycopg[binary]>=3.1,<4",
+            "google-cloud-storage>=2.10,<4",
+            "google-cloud-secret-manager>=2.16,<3",
+            "matplotlib>=3.7,<4",
             # The oracle of integer noise; each 0.x release may change its interface.
             "opendp>=0.12,<0.17",
         ],

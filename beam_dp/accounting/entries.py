@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from beam_dp.guarantees import CentralGuarantee, Guarantee, LocalGuarantee, Metr
 Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 METRIC_PRIVACY_UNIT = "word"
+_LATER_FIELDS = ("loss", "composition_delta", "share")
 _MODELS: dict[str, type[Guarantee]] = {cls.model: cls for cls in (MetricGuarantee, LocalGuarantee, CentralGuarantee)}
 
 
@@ -42,6 +43,13 @@ def sha256_of(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+def plan_hash_of(entries: Sequence[Mapping[str, Any]]) -> str:
+    """sha256 of the canonical JSON of entries as `Entry.to_json` gives them: equal plans have equal hashes."""
+    # Without the fields that later versions added, where they say nothing: older ledgers keep their hash.
+    plan = [{name: value for name, value in entry.items() if name not in _LATER_FIELDS or value} for entry in entries]
+    return sha256_of(canonical_json(plan))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A mechanism as it was planned.
@@ -58,6 +66,7 @@ class Entry:
             totals are tighter for it. It must imply the guarantee. Else None.
         composition_delta: for central guarantees a delta beyond the guarantee's own that a total may take for each
             application, so that composition by privacy loss distributions can state a smaller epsilon; in [0, 1).
+        share: the name of the share of the ledger's declared total that it belongs to, or None.
         fingerprint: sha256 of the string that says exactly what the workers run.
         parameters: whatever else a reader of the ledger should know; JSON values, never data.
     """
@@ -69,6 +78,7 @@ class Entry:
     diameter: float | None = None
     loss: PrivacyLoss | None = None
     composition_delta: float = 0.0
+    share: str | None = None
     fingerprint: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
@@ -99,6 +109,8 @@ class Entry:
         if spare and (spare >= 1 or not isinstance(self.guarantee, CentralGuarantee)):
             raise ArgumentError("composition_delta is below 1 and goes with a central guarantee only")
         object.__setattr__(self, "composition_delta", spare)
+        if self.share is not None and (not isinstance(self.share, str) or not self.share.strip()):
+            raise ArgumentError(f"share must be the name of a share, not {describe_kind(self.share)}")
         # A private copy: what was sealed must not change when the caller's mapping does.
         object.__setattr__(self, "parameters", json.loads(canonical_json(dict(self.parameters))))
 
@@ -117,6 +129,7 @@ class Entry:
             "diameter": self.diameter,
             "loss": None if self.loss is None else self.loss.to_json(),
             "composition_delta": self.composition_delta,
+            "share": self.share,
             "fingerprint": self.fingerprint,
             "parameters": dict(self.parameters),
         }
@@ -131,7 +144,7 @@ class Entry:
         """
         try:
             model = _MODELS[fields["model"]]
-            loss = fields.get("loss")  # absent, as composition_delta, from ledgers that are older than it
+            loss = fields.get("loss")  # absent, as composition_delta and share, from ledgers that are older than it
             claim: dict[str, Any] = {name: fields[name] for name in ("epsilon", "delta", "basis", "reason")}
             own = ("metric", "index_digest") if model is MetricGuarantee else ("privacy_unit",)
             return cls(
@@ -142,6 +155,7 @@ class Entry:
                 diameter=fields["diameter"],
                 loss=None if loss is None else loss_from_json(loss),
                 composition_delta=fields.get("composition_delta", 0.0),
+                share=fields.get("share"),
                 fingerprint=fields["fingerprint"],
                 parameters=fields["parameters"],
             )

@@ -1,36 +1,32 @@
-"""The ledger of one pipeline, and the handles of it that travel to the workers.
+"""The ledger of one pipeline.
 
 A transform records its mechanism when it is constructed and gets a `Grant`, which its DoFn carries and checks in
 ``setup``: a mechanism without an entry, or with another one, does not run. The plan (all entries) is sealed just
 before the pipeline is submitted; from then on nothing can be added.
-
-Beam pickles a DoFn more than once, first where a transform is constructed, which is before the plan is complete.
-Handles therefore hold no copy of the plan in the driver: each time they are pickled they look the live ledger up and
-embed its plan of that moment, and the pickling that counts, the one at submission, carries the sealed plan. In a
-worker, where that ledger does not exist, the embedded plan answers.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import threading
 import uuid
-import weakref
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from beam_dp.accounting.composition import compose
-from beam_dp.accounting.entries import Entry, Json, canonical_json, sha256_of
+from beam_dp.accounting.entries import Entry, Json, plan_hash_of, sha256_of
+from beam_dp.accounting.grants import Grant, Plan, live_ledgers
 from beam_dp.accounting.loss import PrivacyLoss
-from beam_dp.accounting.report import render_table
-from beam_dp.errors import ArgumentError, BeamDpError, GrantError, InputError, LedgerSealedError
+from beam_dp.accounting.report import render_text
+from beam_dp.accounting.shares import Part, Share, ShareBook, Shares, require_share
+from beam_dp.errors import ArgumentError, BeamDpError, InputError, LedgerSealedError, require_choice
 from beam_dp.guarantees import Guarantee
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.runner import PipelineRunner
 
+    from beam_dp.accounting.budget import BudgetRun
     from beam_dp.accounting.pipeline import LedgerPipeline
 
 SCHEMA_VERSION = 1
@@ -42,18 +38,28 @@ class Ledger:
     >>> ledger = Ledger()
     >>> with ledger.pipeline(options) as p:  # doctest: +SKIP
     ...     ...
-    >>> print(ledger.table())  # doctest: +SKIP
+    >>> print(ledger.report())  # doctest: +SKIP
 
     A ledger belongs to the process that constructs the pipeline and cannot be pickled; workers get a `Grant` or a
     `Plan`.
+
+    Args:
+        budget: what the pipeline is charged to when it runs.
+        shares: what the pipeline may spend in all, and in which parts, which its transforms draw by name; one `Shares`
+            or several of different models. Every entry of a model that has shares needs one.
+
+    Raises:
+        ArgumentError: two of ``shares`` are of one model, or have a name in common.
     """
 
-    def __init__(self) -> None:
-        self._id = uuid.uuid4().hex
+    def __init__(self, *, budget: BudgetRun | None = None, shares: Shares | Sequence[Shares] = ()) -> None:
+        self.budget = budget
+        self.id = uuid.uuid4().hex
         self._entries: dict[str, Entry] = {}
-        self._sealed = False
+        self._sealed_hash: str | None = None
+        self._shares = ShareBook(shares)
         self._lock = threading.RLock()
-        _live_ledgers[self._id] = self
+        live_ledgers[self.id] = self
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -64,19 +70,30 @@ class Ledger:
     @property
     def sealed(self) -> bool:
         """Whether the plan is final."""
-        return self._sealed
+        return self._sealed_hash is not None
 
     @property
     def plan_hash(self) -> str:
-        """sha256 of the canonical JSON of the entries: equal plans have equal hashes."""
-        plan = [entry.to_json() for entry in self.entries]
-        for fields in plan:
-            # So that ledgers from before entries had these keep their hash.
-            if fields["loss"] is None:
-                del fields["loss"]
-            if not fields["composition_delta"]:
-                del fields["composition_delta"]
-        return sha256_of(canonical_json(plan))
+        """sha256 of the canonical JSON of the entries, as they were when the plan was sealed if it is."""
+        if self._sealed_hash is not None:
+            return self._sealed_hash
+        return plan_hash_of([entry.to_json() for entry in self.entries])
+
+    def draw(self, share: Share, label: str, model: str) -> Part:
+        """Gives a transform the share that it names, once; what it records must fit it when the plan is sealed.
+
+        Args:
+            share: what the transform was given.
+            label: of the transform; its entries have this label, or one below it.
+            model: ``central``, ``local`` or ``metric``: of what the transform promises.
+
+        Raises:
+            LedgerSealedError: the plan is final.
+            ArgumentError: no such share was declared, or one of another model, or it was drawn before.
+        """
+        with self._lock:
+            self._require_open(label)
+            return self._shares.draw(share, label, model)
 
     def record(
         self,
@@ -89,6 +106,7 @@ class Ledger:
         diameter: float | None = None,
         loss: PrivacyLoss | None = None,
         composition_delta: float = 0.0,
+        share: Share | None = None,
         parameters: Mapping[str, Json] | None = None,
     ) -> Grant:
         """Adds an entry and returns the grant that lets the workers run it.
@@ -103,11 +121,13 @@ class Ledger:
             diameter: metric guarantees only: upper bound on the distance of two words.
             loss: central guarantees only: what one application loses at most, for tighter totals; see `Entry`.
             composition_delta: central guarantees only: delta that totals may take for it; see `Entry`.
+            share: what the transform drew by `draw`; needed where the model has shares.
             parameters: further JSON values for the reader of the ledger; never data.
 
         Raises:
             LedgerSealedError: the plan is final.
-            ArgumentError: the label is taken, or an argument has the wrong kind.
+            ArgumentError: the label is taken, or an argument has the wrong kind, or ``share`` was not drawn.
+            BudgetExceededError: the promise exceeds a share of the local or metric model.
         """
         if not isinstance(fingerprint, str) or not fingerprint:
             raise ArgumentError("fingerprint must be a string that is not empty")
@@ -119,39 +139,51 @@ class Ledger:
             diameter=diameter,
             loss=loss,
             composition_delta=composition_delta,
+            share=None if share is None else require_share("share", share).name,
             fingerprint=sha256_of(fingerprint),
             parameters=parameters or {},
         )
         with self._lock:
-            if self._sealed:
-                raise LedgerSealedError(
-                    f"{label} cannot be added: this ledger's plan is sealed; add transforms before the pipeline runs, "
-                    "and make a new Ledger for each pipeline"
-                )
+            self._require_open(label)
             if label in self._entries:
                 raise ArgumentError(f"label {label!r} is already in this ledger; give each transform its own label")
+            self._shares.admit(entry, self.entries)
             self._entries[label] = entry
         return Grant(self, label)
 
-    def seal(self) -> None:
-        """Makes the plan final. Sealing again changes nothing."""
-        with self._lock:
-            self._sealed = True
+    def _require_open(self, label: str) -> None:
+        if self.sealed:
+            raise LedgerSealedError(
+                f"{label} cannot be added: this ledger's plan is sealed; add transforms before the pipeline runs, "
+                "and make a new Ledger for each pipeline"
+            )
 
-    def totals(self) -> dict[str, Any]:
+    def seal(self) -> None:
+        """Makes the plan final. Sealing again changes nothing.
+
+        Raises:
+            BudgetExceededError: what was recorded under a share does not fit it; nothing is sealed.
+        """
+        with self._lock:
+            if not self.sealed:
+                self._shares.require_all_fit(self.entries)
+            self._sealed_hash = self.plan_hash
+
+    def total(self) -> dict[str, Any]:
         """What the entries promise together, for each model apart: see `beam_dp.accounting.composition`."""
         return compose(self.entries)
 
     def to_dict(self) -> dict[str, Any]:
-        """The ledger as JSON values (schema_version 1)."""
+        """The ledger as JSON values (schema_version 1); with a key ``shares`` where some are declared."""
         with self._lock:
+            shares = self._shares.to_json()
             return {
                 "schema_version": SCHEMA_VERSION,
                 "plan_hash": self.plan_hash,
-                "sealed": self._sealed,
+                "sealed": self.sealed,
                 "entries": [entry.to_json() for entry in self.entries],
-                "totals": self.totals(),
-            }
+                "totals": self.total(),
+            } | ({"shares": shares} if shares else {})
 
     def to_json(self) -> str:
         """The ledger as a JSON document (schema_version 1) that ends with a newline."""
@@ -178,12 +210,30 @@ class Ledger:
             ledger._entries[entry.label] = entry
         if len(ledger._entries) != len(fields["entries"]) or fields.get("plan_hash") != ledger.plan_hash:
             raise InputError("this ledger was changed after it was written: its entries do not match its plan_hash")
-        ledger._sealed = bool(fields.get("sealed"))
+        ledger._shares = ShareBook.from_json(fields.get("shares", ()))
+        if fields.get("sealed"):
+            ledger._sealed_hash = ledger.plan_hash
         return ledger
 
-    def table(self) -> str:
-        """The ledger for people: plain text of at most 100 columns."""
-        return render_table(self.entries, self.totals())
+    def report(self, format: Literal["text", "json", "html"] = "text") -> str:
+        """The ledger for people, or for programs.
+
+        Args:
+            format: ``text``: plain text of at most 100 columns; ``json``: what `to_json` returns; ``html``: a page that
+                needs nothing else, with pictures, to read or to print.
+
+        Raises:
+            ArgumentError: another format; or matplotlib, which ``html`` draws with, is not installed.
+        """
+        require_choice("format", format, ("text", "json", "html"))
+        if format == "json":
+            return self.to_json()
+        if format == "html":
+            from beam_dp.accounting.page import render_page  # noqa: PLC0415  (it composes many curves; text needs none)
+
+            shares = self._shares.to_json()
+            return render_page(self.entries, self.total(), shares, plan_hash=self.plan_hash, sealed=self.sealed)
+        return render_text(self.entries, self.total(), self._shares.to_json())
 
     def plan(self) -> Plan:
         """A handle for sinks: what they write as the ledger is the plan of the moment of submission."""
@@ -204,74 +254,5 @@ class Ledger:
         )
 
     def __repr__(self) -> str:
-        state = "sealed" if self._sealed else "open"
+        state = "sealed" if self.sealed else "open"
         return f"Ledger({len(self._entries)} entries, {state})"
-
-
-_live_ledgers: weakref.WeakValueDictionary[str, Ledger] = weakref.WeakValueDictionary()
-
-
-class Plan:
-    """A ledger as a worker sees it: live in the process that made it, embedded once it has been pickled elsewhere."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger_id = ledger._id
-        # Keeps the ledger alive for as long as a transform that is not yet submitted refers to it.
-        self._ledger: Ledger | None = ledger
-        self._embedded: dict[str, Any] = {}
-
-    def ledger_json(self) -> dict[str, Any]:
-        """`Ledger.to_dict` of the live ledger where there is one, else of the plan embedded at submission."""
-        return copy.deepcopy(self._embedded) if self._ledger is None else self._ledger.to_dict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_ledger": None, "_embedded": self.ledger_json()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._ledger = _live_ledgers.get(self._ledger_id)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.ledger_json()['plan_hash'][:12]})"
-
-
-class Grant(Plan):
-    """The right of one DoFn to run the mechanism of one ledger entry. Only `Ledger.record` makes one."""
-
-    def __init__(self, ledger: Ledger, label: str) -> None:
-        super().__init__(ledger)
-        self.label = label
-
-    def check(self, fingerprint: str) -> None:
-        """Returns if the plan has this grant's entry and it is about what runs; call it in ``DoFn.setup``.
-
-        Args:
-            fingerprint: the same string as was given to `Ledger.record`, computed anew from what the DoFn is about to
-                run.
-
-        Raises:
-            GrantError: the plan has no such entry, or it promises something else than what would run.
-        """
-        entries = self.ledger_json()["entries"]
-        granted = [entry["fingerprint"] for entry in entries if entry["label"] == self.label]
-        if not granted:
-            raise GrantError(f"{self.label} has no entry in the ledger of this pipeline: it must not draw noise")
-        if granted[0] != sha256_of(fingerprint):
-            raise GrantError(
-                f"{self.label} would run another mechanism, index or bound than its ledger entry says: construct the "
-                "transform anew instead of changing it"
-            )
-
-    def __repr__(self) -> str:
-        return f"Grant({self.label!r})"
-
-
-def require_grant(grant: object) -> Grant:
-    """``grant`` if it is one; a DoFn calls this in ``setup`` before it does anything else.
-
-    Raises:
-        GrantError: a mechanism was built without a ledger.
-    """
-    if not isinstance(grant, Grant):
-        raise GrantError("this mechanism has no grant: record it in a Ledger and pass on the Grant that record returns")
-    return grant

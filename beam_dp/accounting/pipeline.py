@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from apache_beam.pvalue import PValue
 from apache_beam.runners.runner import PipelineResult, PipelineRunner
+from apache_beam.transforms.window import GlobalWindows
 
+from beam_dp.accounting.drawing import DrawingDoFn
+from beam_dp.accounting.grants import Grant, require_grant
 from beam_dp.accounting.ledger import Ledger
 from beam_dp.errors import ArgumentError, GrantError, LedgerSealedError, describe_kind
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Where the usage records of one step are.
+
+    Attributes:
+        labels: the entries that it draws under.
+        records: PCollections of str, bounded and in the global window; see `beam_dp.accounting.usage`.
+    """
+
+    labels: tuple[str, ...]
+    records: tuple[beam.PCollection, ...]
 
 
 class LedgerPipeline(beam.Pipeline):
     """What `Ledger.pipeline` returns: a `beam.Pipeline` that carries its ledger.
 
-    Both ways to run it, the ``with`` statement and ``run()``, seal the ledger before anything is submitted.
+    Both ways to run it, the ``with`` statement and ``run()``, seal the ledger before anything is submitted, and charge
+    it to its budget if it has one.
+
+    Attributes:
+        ledger: where transforms record.
+        usages: what the steps that were applied so far report; sinks compare it with the plan.
 
     Raises:
         ArgumentError: ``ledger`` is not a `Ledger`; the options name no runner, or lack what their runner needs.
@@ -31,13 +58,16 @@ class LedgerPipeline(beam.Pipeline):
             # Beam's validators: their messages are about options alone, one a line.
             raise ArgumentError(" ".join(str(error).split())) from None
         self.ledger = ledger
+        self.usages: list[Usage] = []
         self._submitted = False
 
     def run(self, test_runner_api: bool | str = "AUTO") -> PipelineResult:
-        """Seals the ledger, then runs the pipeline as Beam does; once, since each run draws anew.
+        """Seals the ledger, charges it, then runs the pipeline as Beam does; once, since each run draws anew.
 
         Raises:
             LedgerSealedError: it ran before, even if that run failed.
+            GrantError: two steps draw under one entry, or no step does.
+            BudgetExceededError: the budget refuses; nothing runs.
         """
         if self._submitted:
             raise LedgerSealedError(
@@ -45,8 +75,55 @@ class LedgerPipeline(beam.Pipeline):
                 "construct it anew with a new Ledger"
             )
         self._submitted = True
+        self._require_one_step_an_entry()
         self.ledger.seal()
+        budget = self.ledger.budget
+        if budget is not None:
+            budget.reserve(self.ledger.to_dict())
+            budget.start()
         return super().run(test_runner_api)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Runs the pipeline and waits for its end.
+
+        The last stage of `WriteBatches` commits the budget without this process; where a pipeline has other sinks, its
+        success is what says that output may have been seen.
+        """
+        super().__exit__(exc_type, exc_val, exc_tb)
+        if exc_type is None and self.ledger.budget is not None:
+            self.ledger.budget.commit()
+
+    def _require_one_step_an_entry(self) -> None:
+        steps = _DrawingSteps()
+        self.visit(steps)
+        for label, count in steps.found.items():
+            if count > 1:
+                raise GrantError(f"{label} has one ledger entry, but {count} steps of this pipeline draw under it")
+        if self.ledger.budget is None:
+            return
+        for entry in self.ledger.entries:
+            if not steps.found[entry.label]:
+                raise GrantError(
+                    f"{entry.label}: no step of this pipeline is known to draw under this entry; with a budget, a DoFn "
+                    "that draws is a beam_dp.accounting.drawing.DrawingDoFn"
+                )
+
+
+class _DrawingSteps(PipelineVisitor):
+    """How many steps draw under each label."""
+
+    def __init__(self) -> None:
+        self.found: Counter[str] = Counter()
+
+    def visit_transform(self, transform_node: AppliedPTransform) -> None:
+        step = transform_node.transform
+        if isinstance(step, beam.ParDo) and isinstance(step.fn, DrawingDoFn):
+            self.found.update({grant.label for grant, _ in step.fn.granted() if grant is not None})
 
 
 def ledger_of(source: PValue | beam.Pipeline, ledger: Ledger | None = None) -> Ledger:
@@ -57,7 +134,8 @@ def ledger_of(source: PValue | beam.Pipeline, ledger: Ledger | None = None) -> L
         ledger: what the transform got as ``ledger=``; None to take the pipeline's own.
 
     Raises:
-        ArgumentError: ``ledger`` is not a `Ledger`, or not the one that the pipeline seals.
+        ArgumentError: ``ledger`` is not a `Ledger`, or not the one that the pipeline seals, or one with a budget, which
+            a plain `beam.Pipeline` would not charge.
         GrantError: there is neither.
     """
     pipeline = source if isinstance(source, beam.Pipeline) else source.pipeline
@@ -71,6 +149,10 @@ def ledger_of(source: PValue | beam.Pipeline, ledger: Ledger | None = None) -> L
         return own
     if not isinstance(ledger, Ledger):
         raise ArgumentError(f"ledger must be a Ledger, not {describe_kind(ledger)}")
+    if own is None and ledger.budget is not None:
+        raise ArgumentError(
+            "this ledger has a budget, which a plain beam.Pipeline does not charge: use 'with ledger.pipeline() as p:'"
+        )
     if own is not None and own is not ledger:
         raise ArgumentError("ledger differs from the pipeline's: leave ledger= out, or use a plain beam.Pipeline")
     return ledger
@@ -85,3 +167,31 @@ def full_label(pipeline: beam.Pipeline, label: str) -> str:
     """
     current = pipeline._current_transform()
     return current.full_label or label
+
+
+def leave_usage(fn: DrawingDoFn, drawn: beam.PCollection) -> None:
+    """Brings the usage records of a step to the sinks of its pipeline.
+
+    A step without input draws nothing and says nothing, so a second step, which always runs, shows which plan the
+    workers have.
+
+    Args:
+        fn: of the step.
+        drawn: its output `USAGE`.
+    """
+    drawn.element_type = str
+    pipeline = drawn.pipeline
+    if not isinstance(pipeline, LedgerPipeline):
+        return
+    granted = [(require_grant(grant), fingerprint) for grant, fingerprint in fn.granted()]
+    seen = pipeline | "Grants" >> beam.Impulse() | "Seen" >> beam.FlatMap(_seen, granted).with_output_types(str)
+    records = [seen]
+    if drawn.is_bounded:
+        records.append(drawn | "InOneWindow" >> beam.WindowInto(GlobalWindows()))
+    pipeline.usages.append(Usage(tuple(grant.label for grant, _ in granted), tuple(records)))
+
+
+def _seen(_: bytes, granted: Sequence[tuple[Grant, str]]) -> Iterator[str]:
+    for grant, fingerprint in granted:
+        grant.check(fingerprint)
+        yield grant.usage(fingerprint, node=None)

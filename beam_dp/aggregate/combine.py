@@ -18,19 +18,22 @@ import pyarrow as pa
 from apache_beam.transforms.window import BoundedWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_dp.accounting.ledger import Grant, Ledger, require_grant
-from beam_dp.accounting.pipeline import full_label, ledger_of
+from beam_dp.accounting.drawing import USAGE, DrawingDoFn
+from beam_dp.accounting.grants import Grant, require_grant
+from beam_dp.accounting.ledger import Ledger
+from beam_dp.accounting.pipeline import full_label, leave_usage, ledger_of
+from beam_dp.accounting.shares import Share
 from beam_dp.aggregate.bounds import Bounds
-from beam_dp.aggregate.budget import Budget, Selection, split_budget
+from beam_dp.aggregate.budget import Budget, Selection
 from beam_dp.aggregate.metrics import Count, Mean, Metric, Sum
 from beam_dp.aggregate.noise import LaplaceNoise
 from beam_dp.aggregate.partials import Partials
+from beam_dp.aggregate.planning import Planner
 from beam_dp.aggregate.release import AggregationPlan, release_block
 from beam_dp.aggregate.rows import numbers_of
 from beam_dp.aggregate.statistics import Rows
-from beam_dp.aggregate.transform import check_grants, record_plan, require_firing_once, require_selection
+from beam_dp.aggregate.transform import granted_releases, record_plan, require_firing_once, require_selection
 from beam_dp.errors import ArgumentError, describe_kind, require_count
-from beam_dp.randomness import SecureSource
 
 _VALUE = "value"
 _KEY = "key"
@@ -79,7 +82,8 @@ class LaplaceCombineFn(beam.CombineFn):
         if self._plan is None:
             require_grant(None)
         else:
-            check_grants(self._plan, self._grants)
+            for grant, fingerprint in granted_releases(self._plan, self._grants):
+                require_grant(grant).check(fingerprint)
         self._checked = True
 
     def create_accumulator(self) -> Accumulator:
@@ -171,7 +175,7 @@ class DPCombinePerKey(beam.PTransform):
     Args:
         fn: `LaplaceCount`, `LaplaceSum` or `LaplaceMean`.
         bounds: in how many keys one unit has values at most, and how many in each. *Nothing enforces it.*
-        budget: what the result may spend on one unit.
+        budget: what the result may spend on one unit, or a `Share`; see `Aggregate`.
         public_keys: the keys, known beforehand; values of others are dropped.
         selection: `PrivateSelection`, if the keys are not public. Exactly one of the two.
         privacy_unit: what the ledger calls the unit.
@@ -180,7 +184,7 @@ class DPCombinePerKey(beam.PTransform):
 
     Raises:
         ArgumentError: at construction, for whatever can never work; when applied, for windows or triggers that would
-            release a key twice.
+            release a key twice, and for a share that cannot be drawn.
         GrantError: when applied, if there is no ledger.
     """
 
@@ -189,7 +193,7 @@ class DPCombinePerKey(beam.PTransform):
         fn: LaplaceCombineFn,
         *,
         bounds: Bounds,
-        budget: Budget,
+        budget: Budget | Share,
         public_keys: Sequence[Any] | None = None,
         selection: Selection | None = None,
         privacy_unit: str = "unit",
@@ -199,17 +203,12 @@ class DPCombinePerKey(beam.PTransform):
         super().__init__()
         if not isinstance(fn, LaplaceCombineFn):
             raise ArgumentError(f"fn must be LaplaceCount(), LaplaceSum() or LaplaceMean(), not {describe_kind(fn)}")
-        for name, value, kind in (("bounds", bounds, Bounds), ("budget", budget, Budget)):
-            if not isinstance(value, kind):
-                raise ArgumentError(f"{name} must be a {kind.__name__}, not {describe_kind(value)}")
         if (public_keys is None) == (selection is None):
             raise ArgumentError("exactly one of public_keys and selection must be given")
         self._public = None if public_keys is None else _public_keys(public_keys)
         chosen = None if selection is None else require_selection(selection)
-        split = split_budget(budget, (fn.metric,), chosen, LaplaceNoise(), bounds, privacy_unit)
-        self._plan = AggregationPlan(
-            (_KEY,), privacy_unit, bounds, (fn.metric,), split.releases, split.selection, split.composition_delta
-        )
+        self._planner = Planner((_KEY,), privacy_unit, bounds, (fn.metric,), chosen, LaplaceNoise(), budget)
+        self._plan = self._planner.preliminary
         self._fn = fn
         self._max_windows = None if max_windows is None else require_count("max_windows", max_windows)
         self._ledger = ledger
@@ -221,27 +220,22 @@ class DPCombinePerKey(beam.PTransform):
             raise ArgumentError(
                 "public_keys need the global window, since which windows have values would show; use selection="
             )
-        plan = self._plan
-        grants = record_plan(
-            plan,
-            ledger_of(pairs, self._ledger),
-            full_label(pairs.pipeline, self.label),
-            max_applications=1 if in_one_window else self._max_windows,
-            enforced=False,
-        )
+        ledger, label = ledger_of(pairs, self._ledger), full_label(pairs.pipeline, self.label)
+        windows = 1 if in_one_window else self._max_windows
+        plan = self._plan = self._planner.final(ledger, label, windows)
+        grants = record_plan(plan, ledger, label, max_applications=windows, enforced=False)
         values = pairs | "Wrap" >> beam.MapTuple(_wrapped)
         if self._public is not None:
             keys = self._public
             absent = pairs.pipeline | beam.Create([(key, ()) for key in keys], reshuffle=False)
             listed = values | "Public" >> beam.FlatMap(_listed, {key: key for key in keys})
             values = (listed, absent) | beam.Flatten()
-        return (
-            values
-            | "Combine" >> beam.CombinePerKey(self._fn.granted(plan, grants))
-            | "Release" >> beam.ParDo(_Release(plan, grants))
-            # Whatever comes after sees one attempt of the draws.
-            | "Materialise" >> beam.Reshuffle()
-        )
+        fn = _Release(plan, grants)
+        combined = values | "Combine" >> beam.CombinePerKey(self._fn.granted(plan, grants))
+        outputs = combined | "Release" >> beam.ParDo(fn).with_outputs(USAGE, main="released")
+        leave_usage(fn, outputs[USAGE])
+        # Whatever comes after sees one attempt of the draws.
+        return outputs.released | "Materialise" >> beam.Reshuffle()
 
     def display_data(self) -> dict[str, Any]:
         """Metric and bounds, for the runner's user interface."""
@@ -257,7 +251,7 @@ class DPCombineGlobally(beam.PTransform):
     Args:
         fn: `LaplaceCount`, `LaplaceSum` or `LaplaceMean`.
         rows_per_unit: how many values of one unit there are at most. *Nothing enforces it.*
-        budget: what the result may spend on one unit.
+        budget: what the result may spend on one unit, or a `Share`.
         privacy_unit: what the ledger calls the unit.
         ledger: where the release is recorded; needed on a plain `beam.Pipeline`.
 
@@ -271,7 +265,7 @@ class DPCombineGlobally(beam.PTransform):
         fn: LaplaceCombineFn,
         *,
         rows_per_unit: int,
-        budget: Budget,
+        budget: Budget | Share,
         privacy_unit: str = "unit",
         ledger: Ledger | None = None,
     ) -> None:
@@ -308,27 +302,25 @@ def _public_keys(keys: Any) -> tuple[Any, ...]:
         raise ArgumentError("public_keys must be hashable, as tuples are and lists are not") from None
 
 
-class _Release(beam.DoFn):
+class _Release(DrawingDoFn):
     """(key, exact integers) to (key, noisy value), many keys at a time."""
 
     def __init__(self, plan: AggregationPlan, grants: tuple[Grant, ...]) -> None:
+        super().__init__()
         self._plan = plan
         self._grants = grants
 
-    def setup(self) -> None:
-        check_grants(self._plan, self._grants)
-        self._source = SecureSource()
+    def granted(self) -> list[tuple[Grant | None, str]]:
+        return granted_releases(self._plan, self._grants)
 
     def start_bundle(self) -> None:
-        self._source.rekey()
+        super().start_bundle()
         self._held: dict[BoundedWindow, list[tuple[Any, tuple[int, list[int]]]]] = {}
 
-    def process(
-        self, pair: tuple[Any, tuple[int, list[int]]], window: Any = beam.DoFn.WindowParam
-    ) -> Iterable[tuple[Any, Any]]:
+    def process(self, pair: tuple[Any, tuple[int, list[int]]], window: Any = beam.DoFn.WindowParam) -> Iterable[Any]:
         held = self._held.setdefault(window, [])
         held.append(pair)
-        return self._flush(window) if len(held) >= _BLOCK_KEYS else ()
+        return self.told(self._flush(window) if len(held) >= _BLOCK_KEYS else ())
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         for one in list(self._held):
@@ -336,7 +328,7 @@ class _Release(beam.DoFn):
                 yield WindowedValue(item, one.max_timestamp(), (one,))
 
     def _flush(self, window: BoundedWindow) -> list[tuple[Any, Any]]:
-        plan, rng = self._plan, self._source.generator
+        plan, rng = self._plan, self.rng
         held = self._held.pop(window)
         # In no order: that in which the keys came says which of them have values.
         held = [held[i] for i in rng.permutation(len(held))]

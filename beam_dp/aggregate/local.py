@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,11 @@ from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_dp.accounting.ledger import Grant, Ledger, require_grant
-from beam_dp.accounting.pipeline import full_label, ledger_of
+from beam_dp.accounting.drawing import USAGE, DrawingDoFn
+from beam_dp.accounting.grants import Grant
+from beam_dp.accounting.ledger import Ledger
+from beam_dp.accounting.pipeline import full_label, leave_usage, ledger_of
+from beam_dp.accounting.shares import Share, epsilon_or_share, require_basic
 from beam_dp.aggregate.categories import OUTSIDE, Categories
 from beam_dp.errors import ArgumentError, InputError, describe_kind, require_choice, require_count
 from beam_dp.guarantees import LocalGuarantee
@@ -40,7 +43,6 @@ from beam_dp.mechanisms.randomized_response import (
     KaryRandomizedResponse,
     ResponseMechanism,
 )
-from beam_dp.randomness import SecureSource
 
 Counts = npt.NDArray[np.int64]
 
@@ -63,7 +65,8 @@ class RandomizedResponse(beam.PTransform):
 
     Args:
         categories: the public list of possible answers: two or more strings, integers or booleans.
-        epsilon: of one response.
+        epsilon: of one response; or a `Share` of what the ledger declares for the local model, for all
+            ``max_responses`` alike.
         column: the column or field of answers; needed unless the elements are str.
         privacy_unit: whose answers they are, as the ledger names it.
         max_responses: how many rows one privacy unit has at most, in all windows together; nothing enforces it. None
@@ -75,6 +78,7 @@ class RandomizedResponse(beam.PTransform):
 
     Raises:
         ArgumentError, InputError: at construction, for whatever can never work.
+        ArgumentError: when applied, for a share that cannot be drawn.
         GrantError: when applied, if there is no ledger.
         InputError: in a worker: a row lacks a column, or a batch's column is of another type than the categories.
     """
@@ -83,7 +87,7 @@ class RandomizedResponse(beam.PTransform):
         self,
         *,
         categories: Sequence[Any],
-        epsilon: float,
+        epsilon: float | Share,
         column: str | None = None,
         privacy_unit: str = "user",
         max_responses: int | None = 1,
@@ -93,11 +97,16 @@ class RandomizedResponse(beam.PTransform):
     ) -> None:
         super().__init__()
         self._answers = _Answers.of(categories, column, keep_columns)
-        self._mechanism: ResponseMechanism = KaryRandomizedResponse(len(self._answers.categories), epsilon)
+        number, self._share = epsilon_or_share(epsilon)
+        self._mechanism: ResponseMechanism = KaryRandomizedResponse(len(self._answers.categories), number)
+        # Whether the numbers of the mechanism are those of the share.
+        self._drawn = self._share is None
         if not isinstance(privacy_unit, str) or not privacy_unit.strip():
             raise ArgumentError(f"privacy_unit must be a name, not {describe_kind(privacy_unit)}")
         self._privacy_unit = privacy_unit
         self._max_responses = None if max_responses is None else require_count("max_responses", max_responses)
+        if self._share is not None and self._max_responses is None:
+            raise ArgumentError("max_responses must be given where epsilon is a share: it says how often that is spent")
         self._input_kind = None if input_kind is None else require_choice("input_kind", input_kind, KINDS)
         self._ledger = ledger
 
@@ -111,11 +120,13 @@ class RandomizedResponse(beam.PTransform):
         max_responses: int | None = 1,
         keep_columns: Sequence[str] = (),
         input_kind: str | None = None,
+        share: Share | None = None,
         ledger: Ledger | None = None,
     ) -> RandomizedResponse:
         """The polling form for two categories, no first: a fair coin says "the truth" or "what a second coin says".
 
-        Its epsilon is ln 3; see `beam_dp.mechanisms.randomized_response.FairCoinResponse`. Arguments as above.
+        Its epsilon is ln 3; see `beam_dp.mechanisms.randomized_response.FairCoinResponse`. Arguments as above, but for
+        ``share``: the one that ``max_responses`` times that must fit.
         """
         transform = cls(
             categories=categories,
@@ -130,15 +141,26 @@ class RandomizedResponse(beam.PTransform):
         if len(transform._answers.categories) != FairCoinResponse.categories:
             raise ArgumentError("categories must be two, no and yes, for the fair coin")
         transform._mechanism = FairCoinResponse()
+        transform._share = None if share is None else require_basic("share", share)
         return transform
 
     @property
     def guarantee(self) -> LocalGuarantee:
-        """What one response promises."""
+        """What one response promises.
+
+        Raises:
+            ArgumentError: epsilon is that of a share, which the transform draws when it is applied, and it was not.
+        """
+        self._require_drawn()
         return LocalGuarantee(epsilon=self._mechanism.epsilon, basis="proved", privacy_unit=self._privacy_unit)
 
     def estimator(self) -> EstimateFrequencies:
-        """The transform that estimates the shares of the true answers from this one's responses."""
+        """The transform that estimates the shares of the true answers from this one's responses.
+
+        Raises:
+            ArgumentError: as `guarantee`.
+        """
+        self._require_drawn()
         answers = self._answers
         estimator = EstimateFrequencies(
             answers.categories.values, epsilon=self._mechanism.epsilon, column=answers.shape.column or None
@@ -146,19 +168,26 @@ class RandomizedResponse(beam.PTransform):
         estimator._mechanism = self._mechanism
         return estimator
 
+    def _require_drawn(self) -> None:
+        if not self._drawn:
+            raise ArgumentError(f"apply RandomizedResponse first: its epsilon is that of {self._share!r}")
+
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         """Records the ledger entry and builds the graph."""
         kind = self._input_kind or infer_kind(pcoll.element_type)
         answers = self._answers
         answers.require(kind, pcoll.element_type)
         require_one_window(pcoll, kind, "RandomizedResponse")
+        ledger, label = ledger_of(pcoll, self._ledger), full_label(pcoll.pipeline, self.label)
+        self._draw_share(ledger, label)
         work = _Work(self._mechanism, answers, kind)
-        work.grant = ledger_of(pcoll, self._ledger).record(
-            label=full_label(pcoll.pipeline, self.label),
+        work.grant = ledger.record(
+            label=label,
             mechanism=repr(self._mechanism),
             guarantee=self.guarantee,
             max_applications=self._max_responses,
             fingerprint=work.fingerprint,
+            share=self._share,
             parameters={
                 "column": answers.shape.column or None,
                 "categories": len(answers.categories),
@@ -166,9 +195,20 @@ class RandomizedResponse(beam.PTransform):
             },
         )
         do_fn = _RespondBatches if kind == "record_batch" else _RespondRows
-        responses = pcoll | "Respond" >> beam.ParDo(do_fn(work))
+        fn = do_fn(work)
+        outputs = pcoll | "Respond" >> beam.ParDo(fn).with_outputs(USAGE, main="responses")
+        leave_usage(fn, outputs[USAGE])
+        responses = outputs.responses
         responses.element_type = output_hint(kind, answers.shape, pcoll.element_type, answers.categories.value_type)
         return responses
+
+    def _draw_share(self, ledger: Ledger, label: str) -> None:
+        if self._share is None:
+            return
+        part = ledger.draw(self._share, label, LocalGuarantee.model).split(self._max_responses or 1)
+        if isinstance(self._mechanism, KaryRandomizedResponse):
+            self._mechanism = KaryRandomizedResponse(self._mechanism.categories, part.epsilon)
+        self._drawn = True
 
     def display_data(self) -> dict[str, Any]:
         """Mechanism, guarantee and column, for the runner's user interface."""
@@ -274,22 +314,22 @@ class _Work:
         return f"{self.mechanism!r} {self.answers!r}"
 
 
-class _Respond(beam.DoFn):
-    """The life cycle that both DoFns share: the grant once a process, a fresh key for every bundle."""
+class _Respond(DrawingDoFn):
+    """What both DoFns share."""
 
     def __init__(self, work: _Work) -> None:
+        super().__init__()
         self._work = work
 
+    def granted(self) -> list[tuple[Grant | None, str]]:
+        return [(self._work.grant, self._work.fingerprint)]
+
     def setup(self) -> None:
-        require_grant(self._work.grant).check(self._work.fingerprint)
-        self._source = SecureSource()
+        super().setup()
         self._responses = Metrics.counter(METRICS_NAMESPACE, "responses")
 
-    def start_bundle(self) -> None:
-        self._source.rekey()
-
     def _draw(self, codes: Codes) -> pa.Array:
-        drawn = self._work.mechanism.respond(codes, self._source.generator)
+        drawn = self._work.mechanism.respond(codes, self.rng)
         self._responses.inc(len(codes))
         return self._work.answers.categories.column(drawn)
 
@@ -297,9 +337,9 @@ class _Respond(beam.DoFn):
 class _RespondBatches(_Respond):
     """RecordBatch in, RecordBatch out."""
 
-    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    def process(self, batch: pa.RecordBatch) -> Iterable[Any]:
         answers = self._work.answers
-        yield with_column(batch, answers.shape, self._draw(answers.codes(batch)))
+        return self.told([with_column(batch, answers.shape, self._draw(answers.codes(batch)))])
 
 
 class _RespondRows(_Respond):
@@ -313,7 +353,7 @@ class _RespondRows(_Respond):
         self, element: Any, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
     ) -> Iterable[WindowedValue]:
         value = self._work.answers.value(self._work.kind, element)
-        return self._waiting.add(WindowedValue(element, timestamp, (window,)), value)
+        return self.told(self._waiting.add(WindowedValue(element, timestamp, (window,)), value))
 
     def finish_bundle(self) -> Iterable[WindowedValue]:
         return self._waiting.flush()

@@ -16,13 +16,17 @@ from apache_beam import pvalue
 from apache_beam.transforms import trigger, window
 from apache_beam.transforms.display import DisplayDataItem
 
-from beam_dp.accounting.ledger import Grant, Ledger, require_grant
-from beam_dp.accounting.pipeline import full_label, ledger_of
+from beam_dp.accounting.drawing import USAGE, DrawingDoFn
+from beam_dp.accounting.grants import Grant
+from beam_dp.accounting.ledger import Ledger
+from beam_dp.accounting.pipeline import full_label, leave_usage, ledger_of
+from beam_dp.accounting.shares import Share
 from beam_dp.aggregate.bounds import Bounds
-from beam_dp.aggregate.budget import SELECTION, Budget, PrivateSelection, Selection, split_budget
+from beam_dp.aggregate.budget import SELECTION, Budget, PrivateSelection, Selection
 from beam_dp.aggregate.metrics import Metric, shared_statistics
 from beam_dp.aggregate.noise import GaussianNoise, LaplaceNoise, NoiseFamily
 from beam_dp.aggregate.partials import zeros
+from beam_dp.aggregate.planning import Planner
 from beam_dp.aggregate.public import public_partitions
 from beam_dp.aggregate.release import AggregationPlan, release_block
 from beam_dp.aggregate.rows import batch_to_dicts, batch_to_rows, row_hint
@@ -70,7 +74,8 @@ class Aggregate(beam.PTransform):
         privacy_unit: the column that says whose a row is; of a type as ``by``.
         bounds: how much of one unit's rows is used.
         metrics: what to show of each partition; none for the keys alone (private selection then is the release).
-        budget: what all of it may spend on one unit.
+        budget: what all of it may spend on one unit in one window; or a `Share` of what the ledger declares, for what
+            it may spend on her in all windows together, which needs ``max_windows`` where there are several.
         partitions: `PrivateSelection` (partitions are shown if enough units are in them), or the public partitions: a
             list of keys (tuples where ``by`` has several columns), or a table with the columns of ``by``. All of them
             are shown, absent ones as noised zeros; others are dropped.
@@ -85,7 +90,7 @@ class Aggregate(beam.PTransform):
 
     Raises:
         ArgumentError: at construction, for whatever can never work; when applied, for windows or triggers that would
-            release a partition twice.
+            release a partition twice, and for a share that cannot be drawn, or cannot be split as needed.
         InputError: in a worker: a column is missing, of a type that cannot serve, or of two types.
         GrantError: when applied, if there is no ledger.
     """
@@ -97,7 +102,7 @@ class Aggregate(beam.PTransform):
         privacy_unit: str,
         bounds: Bounds,
         metrics: Sequence[Metric],
-        budget: Budget,
+        budget: Budget | Share,
         partitions: Selection | Sequence[Any] | pa.Table = PrivateSelection(),  # noqa: B008  (a frozen value)
         noise: str | NoiseFamily = "laplace",
         buckets: int = DEFAULT_BUCKETS,
@@ -109,19 +114,14 @@ class Aggregate(beam.PTransform):
         keys = _names("by", by)
         if not isinstance(privacy_unit, str) or not privacy_unit:
             raise ArgumentError(f"privacy_unit must be the name of a column, not {describe_kind(privacy_unit)}")
-        for name, value, kind in (("bounds", bounds, Bounds), ("budget", budget, Budget)):
-            if not isinstance(value, kind):
-                raise ArgumentError(f"{name} must be a {kind.__name__}, not {describe_kind(value)}")
         selection = cast(Selection, partitions) if _is_selection(partitions) else None
         self._public = None if selection is not None else public_partitions(partitions, keys)
         chosen = _metrics(metrics, keys)
         if not chosen and selection is None:
             raise ArgumentError("metrics must not be empty where the partitions are public: nothing would be released")
         family = _family(noise)
-        split = split_budget(budget, chosen, selection, family, bounds, privacy_unit)
-        self._plan = AggregationPlan(
-            keys, privacy_unit, bounds, chosen, split.releases, split.selection, split.composition_delta
-        )
+        self._planner = Planner(keys, privacy_unit, bounds, chosen, selection, family, budget)
+        self._plan = self._planner.preliminary
         self._schema = result_schema(self._plan)
         self._budget = budget
         self._buckets = require_buckets(buckets)
@@ -138,17 +138,17 @@ class Aggregate(beam.PTransform):
                 "partitions: public partitions need the global window, since which windows have rows would show; "
                 "select privately, or put the window's start into a column of by"
             )
-        plan = self._plan
+        ledger, label = ledger_of(pcoll, self._ledger), full_label(pcoll.pipeline, self.label)
+        windows = 1 if in_one_window else self._max_windows
+        plan = self._plan = self._planner.final(ledger, label, windows)
         work = SumWork(plan, self._public, self._buckets, max(1, self._buckets // BUCKETS_PER_BLOCK), in_one_window)
-        grants = record_plan(
-            plan,
-            ledger_of(pcoll, self._ledger),
-            full_label(pcoll.pipeline, self.label),
-            max_applications=1 if in_one_window else self._max_windows,
-        )
+        grants = record_plan(plan, ledger, label, max_applications=windows)
         sums, types = bounded_sums(as_batches(pcoll, kind, work), work)
-        release = beam.ParDo(_Release(work, plan, grants), pvalue.AsIter(types))
-        released = materialised(sums | "Release" >> release.with_output_types(tuple[int, pa.RecordBatch]))
+        fn = _Release(work, plan, grants)
+        outputs = sums | "Release" >> beam.ParDo(fn, pvalue.AsIter(types)).with_outputs(USAGE, main="released")
+        leave_usage(fn, outputs[USAGE])
+        outputs.released.element_type = beam.typehints.KV[int, pa.RecordBatch]
+        released = materialised(outputs.released)
         if kind == "dict":
             return released | "ToDicts" >> beam.FlatMap(batch_to_dicts).with_output_types(dict[str, Any])
         if kind == "row":
@@ -177,7 +177,7 @@ class SelectPartitions(Aggregate):
         by: the key columns.
         privacy_unit: the column that says whose a row is.
         max_partitions: L0, the most partitions of one unit that are used.
-        budget: delta above 0.
+        budget: delta above 0; or a `Share` with one.
         selection: how.
         buckets: see `Aggregate`.
         max_windows: see `Aggregate`.
@@ -191,7 +191,7 @@ class SelectPartitions(Aggregate):
         *,
         privacy_unit: str,
         max_partitions: int,
-        budget: Budget,
+        budget: Budget | Share,
         selection: Selection = PrivateSelection(),  # noqa: B008  (a frozen value)
         buckets: int = DEFAULT_BUCKETS,
         max_windows: int | None = None,
@@ -320,6 +320,7 @@ def record_plan(
             loss=item.loss,
             # For all of them together, so it stands once.
             composition_delta=0.0 if grants else plan.composition_delta,
+            share=plan.share,
             parameters=item.parameters() | bounds_parameters(plan, enforced),
         )
         grants.append(grant)
@@ -338,17 +339,10 @@ def bounds_parameters(plan: AggregationPlan, enforced: bool) -> dict[str, Any]:
     }
 
 
-def check_grants(plan: AggregationPlan, grants: Sequence[object]) -> None:
-    """Returns if the selection and every release of ``plan`` have their ledger entries.
-
-    Raises:
-        GrantError: one has none, or another one.
-    """
-    found = _fingerprints(plan)
-    if len(grants) != len(found):
-        require_grant(None)
-    for grant, (_, fingerprint) in zip(grants, found, strict=True):
-        require_grant(grant).check(fingerprint)
+def granted_releases(plan: AggregationPlan, grants: Sequence[Grant]) -> list[tuple[Grant | None, str]]:
+    """The grant and the fingerprint of the selection and of each release; no grant at all if their numbers differ."""
+    fingerprints = [fingerprint for _, fingerprint in _fingerprints(plan)]
+    return list(zip(grants, fingerprints, strict=True)) if len(grants) == len(fingerprints) else [(None, "")]
 
 
 def result_schema(plan: AggregationPlan) -> pa.Schema:
@@ -362,26 +356,25 @@ def result_schema(plan: AggregationPlan) -> pa.Schema:
     return release_block(unselected, nothing, SecureSource().generator).schema
 
 
-class _Release(beam.DoFn):
+class _Release(DrawingDoFn):
     """(block, partial sums) to noisy rows: the one place where noise is drawn."""
 
     def __init__(self, work: SumWork, plan: AggregationPlan, grants: Sequence[Grant]) -> None:
+        super().__init__()
         self._work = work
         self._plan = plan
         self._grants = grants
 
-    def setup(self) -> None:
-        check_grants(self._plan, self._grants)
-        self._source = SecureSource()
-
-    def start_bundle(self) -> None:
-        self._source.rekey()
+    def granted(self) -> list[tuple[Grant | None, str]]:
+        return granted_releases(self._plan, self._grants)
 
     def process(
         self, block: tuple[int, Iterable[pa.RecordBatch]], types: Iterable[bytes]
-    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+    ) -> Iterator[tuple[int, pa.RecordBatch] | pvalue.TaggedOutput]:
+        # Of windows there may be many; of the blocks of one, each is drawn once.
+        yield from self.usage(piece=block[0] if self._work.in_one_window else None)
         sums = block_sums(self._work, block[0], block[1], types)
-        released = release_block(self._plan, sums, self._source.generator)
+        released = release_block(self._plan, sums, self.rng)
         # Of fixed windows, only those with partitions to show may be seen.
         if self._work.in_one_window or released.num_rows:
             yield block[0], released

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -13,25 +13,14 @@ from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.typehints import typehints
 from apache_beam.utils.windowed_value import WindowedValue
 
+from beam_dp.accounting.grants import Plan
+from beam_dp.accounting.ledger import Ledger
+from beam_dp.accounting.pipeline import LedgerPipeline
 from beam_dp.errors import ArgumentError, describe_kind, require_choice, require_count
 from beam_dp.io.formats import FORMATS
 from beam_dp.io.publish import REJECTS, ROWS, Staged, Target, publish, refuse_existing
 from beam_dp.io.rejects import METRICS_NAMESPACE
 from beam_dp.io.stage import Stager, stage_empty
-
-
-class Plan(Protocol):
-    """Something that knows the ledger of the pipeline when the pipeline runs; it is pickled with the pipeline."""
-
-    def ledger_json(self) -> dict[str, Any]:
-        """The ledger as JSON values."""
-
-
-class HasPlan(Protocol):
-    """Something that gives its `Plan`, as a `beam_dp.Ledger` does."""
-
-    def plan(self) -> Plan:
-        """The plan."""
 
 
 class WriteBatches(beam.PTransform):
@@ -42,6 +31,10 @@ class WriteBatches(beam.PTransform):
     ``PREFIX-SSSSS-of-NNNNN.EXT``, ``PREFIX-rejects-SSSSS-of-NNNNN.jsonl`` where rows were rejected, and
     ``PREFIX.manifest.json``. Shards are in the order of the input as long as no transform in between shuffles batches.
     No rows make one shard without rows. How values look in each format: `beam_dp.io.encode`.
+
+    On a pipeline with a ledger nothing is published before the usage records of all steps that were applied so far are
+    in and agree with the plan (`beam_dp.accounting.usage`); if the ledger has a budget, the run is committed
+    afterwards. That happens in the pipeline's last stage, so no process need wait for it.
 
     Args:
         prefix: local path or URI that the output names begin with.
@@ -60,6 +53,8 @@ class WriteBatches(beam.PTransform):
             ``ledger_path`` without a ledger.
         ResourceError: there is an output or a ledger already; in a worker: the file system refuses, e.g. the disk is
             full.
+        GrantError: in a worker: what steps drew differs from the plan.
+        BudgetExceededError: in a worker: the run was voided.
         InputError: in a worker: too many rejects, or columns that the format cannot hold.
     """
 
@@ -71,7 +66,7 @@ class WriteBatches(beam.PTransform):
         run_id: str | None = None,
         overwrite: bool = False,
         max_rejects: int = 0,
-        plan: Plan | HasPlan | None = None,
+        plan: Ledger | Plan | None = None,
         ledger_path: str | None = None,
         schema: pa.Schema | None = None,
         inputs: Sequence[str] = (),
@@ -109,20 +104,25 @@ class WriteBatches(beam.PTransform):
             if kind is not None and not typehints.is_consistent_with(kind, pa.RecordBatch):
                 name = getattr(kind, "__name__", kind)
                 raise ArgumentError(f"WriteBatches takes PCollections of pyarrow.RecordBatch, not of {name}")
-        plan = self._plan
-        if plan is None:
-            own = getattr(batches.pipeline, "ledger", None)
-            plan = None if own is None else _plan_of(own)
+        plan, pipeline = self._plan, batches.pipeline
+        usages = pipeline.usages if isinstance(pipeline, LedgerPipeline) else []
+        if isinstance(pipeline, LedgerPipeline):
+            if plan is not None and not plan.is_of(pipeline.ledger):
+                raise ArgumentError("plan is that of another ledger than the pipeline's: leave plan= out")
+            plan = pipeline.ledger.plan()
         if plan is None and self._target.ledger_path is not None:
             raise ArgumentError("ledger_path needs a ledger: run on Ledger().pipeline(...) or pass plan=LEDGER")
         staged = [_stage(batches, self._target, ROWS, "Rows")]
         staged += [_stage(some, self._target, REJECTS, f"Rejects{index}") for index, some in enumerate(rejects)]
-        nothing = batches.pipeline | "Nothing" >> beam.Create([(None, None)])
+        nothing = pipeline | "Nothing" >> beam.Create([(None, None)])
+        records = [record for usage in usages for record in usage.records]
+        used = [some | f"Usage{index}" >> beam.WithKeys(None) for index, some in enumerate(records)]
+        labels = tuple(label for usage in usages for label in usage.labels)
         return (
-            (*staged, nothing)
+            (*staged, *used, nothing)
             | beam.Flatten()
             | "Barrier" >> beam.GroupByKey()
-            | "Publish" >> beam.ParDo(_Publish(self._target, plan, self._schema)).with_output_types(str)
+            | "Publish" >> beam.ParDo(_Publish(self._target, plan, self._schema, labels)).with_output_types(str)
         )
 
     def display_data(self) -> dict[str, object]:
@@ -131,11 +131,11 @@ class WriteBatches(beam.PTransform):
         return {"format": target.format, "overwrite": target.overwrite, "max_rejects": target.max_rejects}
 
 
-def _plan_of(given: Any) -> Plan:
-    """``given`` if it is a plan, or the plan that it gives."""
-    if callable(getattr(given, "ledger_json", None)):
+def _plan_of(given: object) -> Plan:
+    """``given`` if it is a plan, or the plan of a ledger."""
+    if isinstance(given, Plan):
         return given
-    if callable(getattr(given, "plan", None)):
+    if isinstance(given, Ledger):
         return given.plan()
     raise ArgumentError(f"plan must be a Ledger or the plan of one, not {describe_kind(given)}")
 
@@ -176,14 +176,24 @@ class _Stage(beam.DoFn):
 
 
 class _Publish(beam.DoFn):
-    def __init__(self, target: Target, plan: Plan | None, schema: pa.Schema | None) -> None:
+    def __init__(self, target: Target, plan: Plan | None, schema: pa.Schema | None, labels: tuple[str, ...]) -> None:
         self._target = target
         self._plan = plan
         self._schema = schema
+        self._labels = labels
 
-    def process(self, group: tuple[None, Iterable[Staged | None]]) -> Iterator[str]:
-        staged = [item for item in group[1] if item is not None]
+    def process(self, group: tuple[None, Iterable[Staged | str | None]]) -> Iterator[str]:
+        items = list(group[1])
+        records = [item for item in items if isinstance(item, str)]
+        if self._plan is None:
+            self._publish(items, None)
+        else:
+            with self._plan.publishing(records, self._labels):
+                self._publish(items, self._plan.ledger_json())
+        yield self._target.manifest_path
+
+    def _publish(self, items: Iterable[Staged | str | None], ledger: dict[str, Any] | None) -> None:
+        staged = [item for item in items if isinstance(item, Staged)]
         if not any(item.kind == ROWS for item in staged):
             staged.append(stage_empty(self._target, pa.schema([]) if self._schema is None else self._schema))
-        publish(self._target, staged, None if self._plan is None else self._plan.ledger_json())
-        yield self._target.manifest_path
+        publish(self._target, staged, ledger)

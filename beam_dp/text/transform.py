@@ -15,8 +15,11 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam_dp.accounting.ledger import Grant, Ledger, require_grant
-from beam_dp.accounting.pipeline import full_label, ledger_of
+from beam_dp.accounting.drawing import USAGE, DrawingDoFn
+from beam_dp.accounting.grants import Grant
+from beam_dp.accounting.ledger import Ledger
+from beam_dp.accounting.pipeline import full_label, leave_usage, ledger_of
+from beam_dp.accounting.shares import Share, require_basic
 from beam_dp.embeddings.broadcast import IndexRef, open_index, resolve_index
 from beam_dp.embeddings.index import EmbeddingIndex
 from beam_dp.errors import ArgumentError, GrantError, InputError, describe_kind, require_choice
@@ -34,7 +37,6 @@ from beam_dp.io.rows import (
     with_column,
 )
 from beam_dp.mechanisms import WordMechanism
-from beam_dp.randomness import SecureSource
 from beam_dp.text.privatize import OovPolicy, TextOptions, TextPrivatizer
 from beam_dp.text.rows import text_of
 from beam_dp.text.tokenizer import as_string
@@ -79,11 +81,14 @@ class PrivatizeText(beam.PTransform):
         oov: ``drop`` or ``random``: what becomes of words outside the vocabulary.
         search: ``auto``, ``exact`` or ``annoy``: how the nearest word is found.
         input_kind: ``str``, ``dict``, ``row`` or ``record_batch``, where the PCollection does not declare its type.
+        share: the share of the metric model that holds what ``mechanism`` promises; needed where the ledger has some.
         ledger: where the mechanism is recorded; needed on a plain `beam.Pipeline` (which must run once), else the
             pipeline's own.
 
     Raises:
         ArgumentError, InputError, IndexArtifactError: at construction, for whatever can never work.
+        ArgumentError: when applied, for a share that cannot be drawn.
+        BudgetExceededError: when applied, if the share is too small.
         GrantError: when applied, if there is no ledger.
     """
 
@@ -98,6 +103,7 @@ class PrivatizeText(beam.PTransform):
         oov: OovPolicy = "drop",
         search: str = "auto",
         input_kind: str | None = None,
+        share: Share | None = None,
         ledger: Ledger | None = None,
     ) -> None:
         super().__init__()
@@ -106,6 +112,7 @@ class PrivatizeText(beam.PTransform):
         self._shape = RowShape(require_column("text_column", text_column), keep_columns)
         self._options = TextOptions(max_words, oov)
         self._input_kind = None if input_kind is None else require_choice("input_kind", input_kind, KINDS)
+        self._share = None if share is None else require_basic("share", share)
         self._ledger = ledger
         self._search = search
         self._index = index if isinstance(index, IndexRef) else resolve_index(index)
@@ -141,16 +148,22 @@ class PrivatizeText(beam.PTransform):
             law=self._law,
             fail_on_reject=not self._with_rejects,
         )
-        work.grant = ledger_of(pcoll, self._ledger).record(
-            label=full_label(pcoll.pipeline, self.label),
+        ledger, label = ledger_of(pcoll, self._ledger), full_label(pcoll.pipeline, self.label)
+        if self._share is not None:
+            ledger.draw(self._share, label, self._guarantee.model)
+        work.grant = ledger.record(
+            label=label,
             mechanism=repr(self._mechanism),
             guarantee=self._guarantee,
             max_applications=self._options.max_words,
             fingerprint=work.fingerprint,
             diameter=self._diameter,
+            share=self._share,
             parameters={"max_words": self._options.max_words, "oov": self._options.oov},
         )
-        outputs = pcoll | "Privatize" >> beam.ParDo(do_fn(work)).with_outputs(_REJECTED, main="rows")
+        fn = do_fn(work)
+        outputs = pcoll | "Privatize" >> beam.ParDo(fn).with_outputs(_REJECTED, USAGE, main="rows")
+        leave_usage(fn, outputs[USAGE])
         outputs.rows.element_type = output_hint(kind, self._shape, pcoll.element_type, str)
         outputs[_REJECTED].element_type = pa.RecordBatch
         return Privatized(outputs.rows, outputs[_REJECTED]) if self._with_rejects else outputs.rows
@@ -186,12 +199,11 @@ class _Work:
         return f"{self.mechanism!r} {self.index.digest} {self.options!r} {self.law}"
 
     def open(self) -> TextPrivatizer:
-        """Checks the grant, then maps the index and binds the mechanism.
+        """Maps the index and binds the mechanism.
 
         Raises:
-            GrantError: the ledger has no entry for this, or another one, or one computed from other tables.
+            GrantError: the ledger's entry was computed from other tables.
         """
-        require_grant(self.grant).check(self.fingerprint)
         opened: EmbeddingIndex = open_index(self.index, self.search)
         bound = self.mechanism.bind(opened)
         if self.law is not None and bound.law_digest() != self.law:
@@ -202,20 +214,21 @@ class _Work:
         return TextPrivatizer(opened, bound, self.options)
 
 
-class _Privatize(beam.DoFn):
-    """The life cycle that both DoFns share: open once a process, a fresh key for every bundle."""
+class _Privatize(DrawingDoFn):
+    """What both DoFns share: the index, opened once a process, and the counters."""
 
     def __init__(self, work: _Work) -> None:
+        super().__init__()
         self._work = work
 
+    def granted(self) -> list[tuple[Grant | None, str]]:
+        return [(self._work.grant, self._work.fingerprint)]
+
     def setup(self) -> None:
+        super().setup()
         self._privatizer = self._work.open()
-        self._source = SecureSource()
         self._rows = Metrics.counter(METRICS_NAMESPACE, "privatized_rows")
         self._words = Metrics.counter(METRICS_NAMESPACE, "privatized_words")
-
-    def start_bundle(self) -> None:
-        self._source.rekey()
 
     def _reject(self, rejects: list[Reject]) -> pvalue.TaggedOutput:
         """The rejected rows as an output; an error if the transform has no output for them."""
@@ -230,7 +243,7 @@ class _Privatize(beam.DoFn):
         return pvalue.TaggedOutput(_REJECTED, rejects_batch(rejects, None))
 
     def _draw(self, texts: pa.Array) -> pa.StringArray:
-        privatized, words = self._privatizer.privatize(texts, self._source.generator)
+        privatized, words = self._privatizer.privatize(texts, self.rng)
         self._rows.inc(len(texts))
         self._words.inc(words)
         return privatized
@@ -239,7 +252,10 @@ class _Privatize(beam.DoFn):
 class _PrivatizeBatches(_Privatize):
     """RecordBatch in, RecordBatch out."""
 
-    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | pvalue.TaggedOutput]:
+    def process(self, batch: pa.RecordBatch) -> Iterable[Any]:
+        return self.told(self._privatized(batch))
+
+    def _privatized(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | pvalue.TaggedOutput]:
         shape = self._work.shape
         shape.require(batch.schema.names)
         texts = as_string(batch.column(shape.column))
@@ -265,7 +281,7 @@ class _PrivatizeRows(_Privatize):
         text, reason = text_of(self._work.kind, element, self._work.shape)
         if reason is not None:
             return [self._reject([Reject(reason, None)])]
-        return self._waiting.add(WindowedValue(element, timestamp, (window,)), text)
+        return self.told(self._waiting.add(WindowedValue(element, timestamp, (window,)), text))
 
     def finish_bundle(self) -> Iterable[WindowedValue]:
         return self._waiting.flush()

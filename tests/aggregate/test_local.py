@@ -15,6 +15,7 @@ from randomgen import AESCounter
 from scipy import stats
 
 from beam_dp import Ledger
+from beam_dp.accounting.drawing import USAGE
 from beam_dp.aggregate.local import (
     EstimateFrequencies,
     RandomizedResponse,
@@ -318,11 +319,12 @@ def test_draws_come_from_the_secure_source_with_a_new_key_for_each_bundle(kind, 
         do_fn.start_bundle()
         assert len(keys) == before + bundle + 1
         if kind == "dict":
-            assert not list(do_fn.process({"colour": "blue"}, 0, window.GlobalWindow()))
+            (usage,) = do_fn.process({"colour": "blue"}, 0, window.GlobalWindow())
+            assert usage.tag == USAGE
             (out,) = do_fn.finish_bundle()
             assert out.value == {"colour": "red"}
         else:
-            (out,) = do_fn.process(pa.record_batch([["blue"]], names=["colour"]))
+            _, out = do_fn.process(pa.record_batch([["blue"]], names=["colour"]))
             assert out["colour"].to_pylist() == ["red"]
 
 

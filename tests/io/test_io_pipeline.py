@@ -22,6 +22,7 @@ from io_support import content, copy, manifest, parquet_rows, pipeline, rejects,
 
 from beam_dp.accounting import Ledger
 from beam_dp.errors import ArgumentError, BeamDpError, InputError, ResourceError
+from beam_dp.guarantees import CentralGuarantee
 from beam_dp.io import ReadBatches, ReadResult, WriteBatches
 from beam_dp.io.publish import discard_staging
 from beam_dp.io.rejects import Reject, rejects_batch
@@ -131,16 +132,25 @@ def test_no_batches_at_all_use_the_schema_that_was_given(tmp_path):
     assert manifest(tmp_path / "bare")["rows"] == 0
 
 
-class FixedPlan:
-    def ledger_json(self) -> dict[str, Any]:
-        return {"schema_version": 1, "entries": ["one"]}
+def recorded() -> Ledger:
+    """A ledger with one entry, which no step draws under."""
+    ledger = Ledger()
+    ledger.record(
+        label="one",
+        mechanism="Example()",
+        guarantee=CentralGuarantee(epsilon=1.0, basis="proved", privacy_unit="user"),
+        max_applications=1,
+        fingerprint="Example()",
+    )
+    return ledger
 
 
 def test_the_ledger_of_the_plan_is_published(tmp_path):
     source = write_input(tmp_path / "in.txt", "text", ["a"])
-    copy(source, tmp_path / "out", "text", plan=FixedPlan(), ledger_path=f"{tmp_path}/ledger.json")
-    assert manifest(tmp_path / "out")["ledger"] == {"schema_version": 1, "entries": ["one"]}
-    assert json.loads((tmp_path / "ledger.json").read_text()) == {"schema_version": 1, "entries": ["one"]}
+    ledger = recorded()
+    copy(source, tmp_path / "out", "text", plan=ledger.plan(), ledger_path=f"{tmp_path}/ledger.json")
+    assert manifest(tmp_path / "out")["ledger"] == ledger.to_dict()
+    assert json.loads((tmp_path / "ledger.json").read_text()) == ledger.to_dict()
     batches = pipeline() | ReadBatches(str(source))
     with pytest.raises(ArgumentError, match="ledger_path needs a ledger"):
         batches | WriteBatches(f"{tmp_path}/other", format="text", ledger_path=f"{tmp_path}/other.json")
@@ -153,16 +163,17 @@ def test_the_ledger_is_that_of_the_pipeline_or_the_one_given(tmp_path):
     with Ledger().pipeline(PipelineOptions(["--runner=FnApiRunner"])) as running:
         batches = running | ReadBatches(str(source))
         batches | WriteBatches(f"{tmp_path}/own", format="text", ledger_path=f"{tmp_path}/own.json")
-        batches | "Given" >> WriteBatches(f"{tmp_path}/given", format="text", plan=FixedPlan())
+        batches | "Given" >> WriteBatches(f"{tmp_path}/given", format="text", plan=running.ledger)
+        with pytest.raises(ArgumentError, match="another ledger than the pipeline's"):
+            batches | "Other" >> WriteBatches(f"{tmp_path}/other", format="text", plan=recorded())
     with pipeline() as plain:
         batches = plain | ReadBatches(str(source))
         batches | WriteBatches(f"{tmp_path}/plain", format="text", plan=Ledger())
         batches | "None" >> WriteBatches(f"{tmp_path}/none", format="text")
     assert manifest(tmp_path / "own")["ledger"] == json.loads((tmp_path / "own.json").read_text())
-    for prefix in ("own", "plain"):
+    for prefix in ("own", "plain", "given"):
         assert manifest(tmp_path / prefix)["ledger"]["schema_version"] == 1
         assert manifest(tmp_path / prefix)["ledger"]["entries"] == []
-    assert manifest(tmp_path / "given")["ledger"] == FixedPlan().ledger_json()
     assert manifest(tmp_path / "none")["ledger"] is None
     run_ids = {manifest(tmp_path / prefix)["run_id"] for prefix in ("own", "given", "plain", "none")}
     assert len(run_ids) == 4

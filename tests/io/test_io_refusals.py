@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from io_support import content, copy
 
+from beam_dp.accounting import Ledger
 from beam_dp.errors import ArgumentError, InputError, ResourceError
 from beam_dp.io import ReadBatches, WriteBatches
 from beam_dp.io.files import find_inputs, local_absolute
@@ -71,11 +72,6 @@ def test_one_input_is_not_a_list_of_inputs(tmp_path):
         WriteBatches(f"{tmp_path}/out", format="text", inputs="in.txt")
 
 
-class NoPlan:
-    def ledger_json(self):
-        return {}
-
-
 @pytest.mark.parametrize(
     ("ledger", "reason"),
     [
@@ -99,7 +95,7 @@ def test_ledgers_that_would_replace_something_else(tmp_path, ledger, reason):
             format="text",
             run_id="r",
             overwrite=True,
-            plan=NoPlan(),
+            plan=Ledger(),
             ledger_path=f"{tmp_path}/{ledger}",
             inputs=[source],
         )
@@ -107,7 +103,7 @@ def test_ledgers_that_would_replace_something_else(tmp_path, ledger, reason):
 
 def test_a_ledger_that_exists_is_kept_without_overwrite(tmp_path):
     ledger = written(tmp_path / "notes.md", "mine")
-    options = {"format": "text", "plan": NoPlan(), "ledger_path": ledger}
+    options = {"format": "text", "plan": Ledger(), "ledger_path": ledger}
     with pytest.raises(ResourceError, match=r"^ledger already exists: notes\.md; choose another ledger or pass --over"):
         WriteBatches(f"{tmp_path}/out", **options)
     WriteBatches(f"{tmp_path}/out", overwrite=True, **options)
@@ -135,7 +131,7 @@ def test_home_and_file_paths_are_local_paths(tmp_path, monkeypatch):
     assert local_absolute("~/in") == f"{tmp_path}/in"
     assert local_absolute(f"file://{tmp_path}/~/in") == f"{tmp_path}/~/in"
     assert local_absolute("gs://bucket/~/in") == "gs://bucket/~/in"
-    copy("~/in.txt", "~/home", "text", plan=NoPlan(), ledger_path="~/home.json")
+    copy("~/in.txt", "~/home", "text", plan=Ledger(), ledger_path="~/home.json")
     copy(f"file://{tmp_path}/*.txt", f"file://{tmp_path}/uri", "text")
     assert content(tmp_path / "home") == "raw\n"
     assert content(tmp_path / "uri") == "raw\nraw\n"

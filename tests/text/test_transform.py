@@ -82,7 +82,7 @@ def test_strings(index):
         assert out.element_type is str
         assert_that(out, equal_to(["one two", "", ""]))
 
-    assert "NOT PRIVATE" in run(make).table()
+    assert "NOT PRIVATE" in run(make).report()
 
 
 def test_null_texts_become_empty_ones(index):
@@ -344,7 +344,7 @@ def test_draws_come_from_the_secure_source_with_a_new_key_for_each_bundle(index,
             (out,) = do_fn.finish_bundle()
             assert out.value == "one"
         else:
-            (out,) = do_fn.process(pa.record_batch([["four"]], names=["text"]))
+            _, out = do_fn.process(pa.record_batch([["four"]], names=["text"]))
             assert out["text"].to_pylist() == ["one"]
 
 
