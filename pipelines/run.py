@@ -51,8 +51,10 @@ def run_pipeline(
     build(pipeline, ledger, options)
     if options.view_as(TestOptions).dry_run:
         ledger.seal()
-        summary(ledger.table(), "dry run: nothing was read or written")
+        summary(ledger.report(), "dry run: nothing was read or written")
         return
+    # Before the clean-up below is due: what is staged under this run id may be that of an earlier launch.
+    pipeline.charge()
     try:
         with progress(doing, options):
             result = pipeline.run()
@@ -69,7 +71,7 @@ def run_pipeline(
         found = result.metrics().query(MetricsFilter().with_name(name))["counters"]
         return sum(item.result for item in found)
 
-    summary(ledger.table(), done(counter), f"published: {run.output}.manifest.json")
+    summary(ledger.report(), done(counter), f"published: {run.output}.manifest.json")
 
 
 def publish(

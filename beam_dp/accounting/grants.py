@@ -14,8 +14,8 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from beam_dp.accounting.entries import canonical_json, plan_hash_of, sha256_of
-from beam_dp.accounting.usage import reconcile, usage_record
+from beam_dp.accounting.entries import canonical_json, sha256_of
+from beam_dp.accounting.usage import reconcile, require_unchanged, usage_record
 from beam_dp.errors import GrantError
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ class Grant(_Handle):
                 changed since it was sealed, or was never charged to the budget that its ledger has.
         """
         plan = self._known()
-        if plan["plan_hash"] != plan_hash_of(plan["entries"]):
-            raise GrantError("this plan was changed after it was sealed: construct the pipeline anew")
+        require_unchanged(plan)
         if plan["charged"] and not plan["sealed"]:
             raise GrantError(
                 f"{self.label} belongs to a ledger with a budget, which was not charged: run the pipeline that "

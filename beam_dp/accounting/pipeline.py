@@ -60,14 +60,14 @@ class LedgerPipeline(beam.Pipeline):
         self.ledger = ledger
         self.usages: list[Usage] = []
         self._submitted = False
+        self._charged = False
 
     def run(self, test_runner_api: bool | str = "AUTO") -> PipelineResult:
-        """Seals the ledger, charges it, then runs the pipeline as Beam does; once, since each run draws anew.
+        """Charges the pipeline, then runs it as Beam does; once, since each run draws anew.
 
         Raises:
             LedgerSealedError: it ran before, even if that run failed.
-            GrantError: two steps draw under one entry, or no step does.
-            BudgetExceededError: the budget refuses; nothing runs.
+            GrantError, BudgetExceededError: as `charge`; nothing runs.
         """
         if self._submitted:
             raise LedgerSealedError(
@@ -75,13 +75,25 @@ class LedgerPipeline(beam.Pipeline):
                 "construct it anew with a new Ledger"
             )
         self._submitted = True
+        self.charge()
+        return super().run(test_runner_api)
+
+    def charge(self) -> None:
+        """Seals the ledger and charges it to its budget, if it has one; once: `run` does it where nobody did before.
+
+        Raises:
+            GrantError: two steps draw under one entry, or, with a budget, no step does.
+            BudgetExceededError: the budget refuses, or the run id was used before.
+        """
+        if self._charged:
+            return
         self._require_one_step_an_entry()
         self.ledger.seal()
         budget = self.ledger.budget
         if budget is not None:
             budget.reserve(self.ledger.to_dict())
             budget.start()
-        return super().run(test_runner_api)
+        self._charged = True
 
     def __exit__(
         self,

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from beam_dp.accounting.entries import canonical_json
+from beam_dp.accounting.entries import canonical_json, plan_hash_of
 from beam_dp.errors import GrantError
 
 
@@ -52,6 +52,7 @@ def reconcile(plan: Mapping[str, Any], records: Iterable[str], labels: Sequence[
     Raises:
         GrantError: they differ; names the entry.
     """
+    require_unchanged(plan)
     entries = {entry["label"]: entry for entry in plan["entries"]}
     nodes: dict[str, set[str]] = {}
     pieces: set[tuple[str, int]] = set()
@@ -72,6 +73,16 @@ def reconcile(plan: Mapping[str, Any], records: Iterable[str], labels: Sequence[
     for label in labels:
         if label not in nodes:
             raise _refused(label, "left no usage record, so nobody knows under which plan it drew")
+
+
+def require_unchanged(plan: Mapping[str, Any]) -> None:
+    """Returns if the entries of a plan are those that it was sealed with.
+
+    Raises:
+        GrantError: they are not.
+    """
+    if plan["plan_hash"] != plan_hash_of(plan["entries"]):
+        raise GrantError("this plan was changed after it was sealed: construct the pipeline anew")
 
 
 def _require_planned(entry: Mapping[str, Any] | None, record: Mapping[str, Any], plan_hash: str) -> None:
