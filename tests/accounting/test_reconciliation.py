@@ -150,7 +150,7 @@ def test_an_entry_that_no_step_draws_under_is_refused_where_there_is_a_budget(tm
         max_applications=1,
         fingerprint="Example()",
     )
-    with pytest.raises(GrantError, match="^Custom: no step"):
+    with pytest.raises(GrantError, match=r"^Custom: no step"):
         pipeline.run()
     assert state_of(tmp_path) is None
 
@@ -182,7 +182,7 @@ def test_one_dofn_in_two_steps_is_refused_before_anything_runs(tmp_path: Path) -
     answers | "Answers" >> RandomizedResponse(categories=["a", "b"], epsilon=1)
     (fn,) = drawing_dofns(pipeline)
     answers | "Again" >> beam.ParDo(fn) | beam.Map(lambda _: (tmp_path / "drawn").touch())
-    with pytest.raises(GrantError, match="^Answers has one ledger entry, but 2 steps"):
+    with pytest.raises(GrantError, match=r"^Answers has one ledger entry, but 2 steps"):
         pipeline.run()
     assert not (tmp_path / "drawn").exists()
 
