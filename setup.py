@@ -59,6 +59,8 @@ setup(
             "gensim>=4.3,<5",
             "psycopg[binary]>=3.1,<4",
             "google-cloud-storage>=2.10,<4",
+            # Where Beam finds Google's clients without it, it warns on stderr at every start.
+            "google-apitools>=0.5.31,<0.6",
             "google-cloud-secret-manager>=2.16,<3",
             "matplotlib>=3.7,<4",
             # The oracle of integer noise; each 0.x release may change its interface.
