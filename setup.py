@@ -11,6 +11,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    entry_points={"console_scripts": ["beam-dp=pipelines.accountant:console"]},
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["beam_dp", "beam_dp.*", "pipelines", "pipelines.*"]),
     package_data={
@@ -41,8 +42,9 @@ setup(
         "tqdm>=4.60,<5",
     ],
     extras_require={
-        # Beam's own extra brings the clients of Cloud Storage and Secret Manager, which the budget store uses.
-        "gcp": ["apache-beam[gcp]>=2.66,<3"],
+        # Beam's own extra brings the clients of Cloud Storage and Secret Manager, which the budget store uses; 2.16: the
+        # latter speaks REST, since a process that forks after gRPC may hang.
+        "gcp": ["apache-beam[gcp]>=2.66,<3", "google-cloud-secret-manager>=2.16,<3"],
         # The budget store on PostgreSQL; 3.1: connections without libpq of the machine.
         "postgres": ["psycopg[binary]>=3.1,<4"],
         # Pictures of the ledger's page; 3.7: SVG whose ids do not change from run to run.

@@ -38,6 +38,10 @@ class IndexArtifactError(ResourceError):
     """An embedding index that is damaged, incomplete, of another version, or not the one promised."""
 
 
+class BudgetStoreError(ResourceError):
+    """A budget store that is unreachable, busy, read-only, damaged, or written by a newer version."""
+
+
 class GrantError(BeamDpError, RuntimeError):
     """A mechanism was about to draw noise without an entry in a ledger."""
 

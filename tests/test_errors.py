@@ -18,6 +18,7 @@ from beam_dp.errors import (
     ArgumentError,
     BeamDpError,
     BudgetExceededError,
+    BudgetStoreError,
     GrantError,
     IndexArtifactError,
     InputError,
@@ -38,6 +39,7 @@ from beam_dp.errors import (
         (InputError, 2),
         (ResourceError, 2),
         (IndexArtifactError, 2),
+        (BudgetStoreError, 2),
         (GrantError, 1),
         (LedgerSealedError, 1),
         (BudgetExceededError, 3),
@@ -50,7 +52,7 @@ def test_exit_statuses(kind: type[BeamDpError], status: int) -> None:
 
 def test_every_error_survives_pickling() -> None:
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, BeamDpError)]
-    assert len(kinds) == 8
+    assert len(kinds) == 9
     for kind in kinds:
         again = pickle.loads(pickle.dumps(kind("a message")))
         assert type(again) is kind

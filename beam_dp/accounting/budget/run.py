@@ -1,0 +1,206 @@
+"""One launch of a pipeline on a data set, from its quote to its commit."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from beam_dp.accounting.budget.account import Account, left_of, told
+from beam_dp.accounting.budget.charges import NOTHING, Charge, charges_of, unit_of
+from beam_dp.accounting.budget.history import LEASE, is_done, refusal
+from beam_dp.accounting.budget.inputs import refuse_outside
+from beam_dp.accounting.budget.records import COMMIT, RENEW, RESERVE, START, format_time, require_name
+from beam_dp.accounting.budget.store import BudgetStore, Draft, legal
+from beam_dp.errors import ArgumentError, BudgetExceededError, InputError, describe_kind
+
+_PIPELINE_LENGTH = 200
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What a run would cost, and whether it would be let in at the moment of asking.
+
+    Attributes:
+        charges: what it costs each kind of privacy unit.
+        lines: the same for people, one line for each charge, with what would be left.
+        refusal: why it would be refused; None if it would not.
+    """
+
+    charges: tuple[Charge, ...]
+    lines: tuple[str, ...]
+    refusal: str | None
+
+
+class BudgetRun:
+    """One launch of a pipeline on a data set.
+
+    ``reserve`` charges it and ``start`` turns the charge into the right to launch, exactly once for a run id. The
+    workers get the launch by pickling (which leaves ``inputs`` behind), ``renew`` it before they publish, and
+    ``commit`` it after.
+
+    All launches of one id that one process makes are the same one; a fork is another process.
+
+    Args:
+        store: where the budget is kept.
+        dataset: name of the data set.
+        run_id: 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit.
+        pipeline: says in the history what was launched, at most 200 characters; no data.
+        inputs: paths of the files that the pipeline reads; None if nobody says.
+
+    Raises:
+        ArgumentError: an argument is none of that.
+
+    Every method raises `BudgetStoreError` if the store cannot be read or written, and InputError if it has no such
+    data set.
+    """
+
+    def __init__(
+        self,
+        store: BudgetStore,
+        dataset: str,
+        run_id: str,
+        *,
+        pipeline: str = "",
+        inputs: Sequence[str] | None = None,
+    ) -> None:
+        if not isinstance(store, BudgetStore):
+            raise ArgumentError(f"store must be a BudgetStore, not {describe_kind(store)}")
+        if not isinstance(pipeline, str) or len(pipeline) > _PIPELINE_LENGTH or not pipeline.isprintable():
+            raise ArgumentError(f"pipeline must be at most {_PIPELINE_LENGTH} printable characters")
+        if inputs is not None and (isinstance(inputs, str) or not isinstance(inputs, Sequence)):
+            raise ArgumentError(f"inputs must be a sequence of paths or None, not {describe_kind(inputs)}")
+        self.store = store
+        self.dataset = require_name("dataset", dataset)
+        self.run_id = require_name("run_id", run_id)
+        self._pipeline = pipeline
+        self._inputs = None if inputs is None else tuple(inputs)
+        self._token = _token_of_this_process()
+
+    def quote(self, ledger: Mapping[str, Any]) -> Quote:
+        """What a run of this plan would cost now; writes nothing.
+
+        Args:
+            ledger: `Ledger.to_dict`.
+
+        Raises:
+            InputError: as `reserve` raises.
+        """
+        body = self._reservation(ledger)
+        account = self.store.account(self.dataset)
+        refuse_outside(self.dataset, account.inputs, self._inputs)
+        at = max(self.store.now(), account.at)
+        done = is_done(account, RESERVE, body)
+        charges = charges_of(ledger)
+        return Quote(
+            charges=charges,
+            lines=tuple(_line(account, charge, at, counted=done) for charge in charges),
+            refusal=None if done else refusal(account, RESERVE, body, at),
+        )
+
+    def reserve(self, ledger: Mapping[str, Any]) -> None:
+        """Charges the run; again in the same process for the same plan, before it started, it changes nothing.
+
+        Args:
+            ledger: `Ledger.to_dict`. The whole of it stays in the history.
+
+        Raises:
+            BudgetExceededError: a limit would not hold or is missing, or the run id was used; nothing is charged.
+            InputError: not a ledger; the data set names its inputs and the run reads others, or does not say which.
+        """
+        body = self._reservation(ledger)
+
+        def charge(account: Account | None, at: datetime) -> Draft | None:
+            account = self.store.require_account(self.dataset, account)
+            refuse_outside(self.dataset, account.inputs, self._inputs)
+            if is_done(account, RESERVE, body):
+                return None
+            return legal(account, Draft(RESERVE, body), at, BudgetExceededError)
+
+        self.store.transact(self.dataset, charge)
+
+    def start(self) -> None:
+        """Takes the right to launch, which only one caller ever gets.
+
+        Raises:
+            BudgetExceededError: the run is not reserved by this launch, was started already, or is void.
+        """
+        self._step(START)
+
+    def renew(self) -> None:
+        """Puts the end of the lease off, so that nobody can make the run void while it publishes.
+
+        Raises:
+            BudgetExceededError: the run is not running, or is void.
+        """
+        self._step(RENEW)
+
+    def commit(self) -> None:
+        """Says that the output is published; again it changes nothing.
+
+        Raises:
+            BudgetExceededError: the run is not running, or is void.
+        """
+        self._step(COMMIT)
+
+    def _reservation(self, ledger: Mapping[str, Any]) -> dict[str, Any]:
+        charges = charges_of(ledger)
+        plan_hash = ledger.get("plan_hash")
+        if not isinstance(plan_hash, str):
+            raise InputError("not a ledger: it has no plan_hash")
+        return {
+            "run_id": self.run_id,
+            "token": self._token,
+            "plan_hash": plan_hash,
+            "pipeline": self._pipeline,
+            "charges": [charge.to_json() for charge in charges],
+            "ledger": dict(ledger),
+        }
+
+    def _step(self, kind: str) -> None:
+        def step(account: Account | None, at: datetime) -> Draft | None:
+            account = self.store.require_account(self.dataset, account)
+            body = {"run_id": self.run_id, "token": self._token}
+            if kind != COMMIT:
+                run = account.runs.get(self.run_id)
+                earlier = at if run is None or run.lease_until is None else run.lease_until
+                body["lease_until"] = format_time(max(at + LEASE, earlier))
+            if is_done(account, kind, body):
+                return None
+            return legal(account, Draft(kind, body), at, BudgetExceededError)
+
+        self.store.transact(self.dataset, step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_inputs": None}
+
+    def __repr__(self) -> str:
+        return f"BudgetRun({self.dataset!r}, {self.run_id!r}, {self.store.url!r})"
+
+
+def _token_of_this_process() -> str:
+    if _token[0] != os.getpid():
+        _token[:] = [os.getpid(), secrets.token_hex(16)]
+    return str(_token[1])
+
+
+_token: list[Any] = [0, ""]
+
+
+def _line(account: Account, charge: Charge, at: datetime, *, counted: bool) -> str:
+    """A charge for people, with what would be left of its limit; ``counted`` says that it is in the account already."""
+    unit = unit_of(charge.key)
+    if charge.amount is None:
+        return f"{unit}: epsilon is not stated: {charge.reason}"
+    asked = f"{unit}: {told(charge.amount)}"
+    limit = next((limit for limit in account.limits if limit.key == charge.key), None)
+    if limit is None:
+        return f"{asked}; no limit of its own"
+    before = account.remaining(limit, at)
+    after = before.minus(NOTHING if counted else charge.amount)
+    if not NOTHING.fits(after):
+        return f"{asked}; too much, {left_of(before, 'is', limit.amount)}"
+    return f"{asked}; {left_of(after, 'would be', limit.amount)}"
