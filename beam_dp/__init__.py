@@ -1,6 +1,9 @@
 """Differential privacy on Apache Beam: private text and tables at any scale, with a ledger of what they cost."""
 
 from beam_dp.accounting.ledger import Ledger as Ledger
+from beam_dp.accounting.shares import Part as Part
+from beam_dp.accounting.shares import Share as Share
+from beam_dp.accounting.shares import Shares as Shares
 from beam_dp.aggregate import Aggregate as Aggregate
 from beam_dp.aggregate import Bounds as Bounds
 from beam_dp.aggregate import Budget as Budget

@@ -149,7 +149,7 @@ def _central_total(entries: Sequence[Entry]) -> dict[str, Any]:
     if basic["epsilon"] is not None:
         delta = _delta_sum(((entry.max_applications or 0, entry) for entry in entries), with_spare=True)
     if delta:
-        epsilon = pld_epsilon(tuple((_loss(entry), entry.max_applications or 0) for entry in entries), delta)
+        epsilon = pld_epsilon(tuple((loss_of(entry), entry.max_applications or 0) for entry in entries), delta)
     better = None if epsilon is None else round_up(Fraction(epsilon))
     by_pld = better is not None and better < basic["epsilon"] * _WORTH_SAYING
     total = sums | ({"epsilon": better, "delta": delta} if by_pld else {})
@@ -184,7 +184,8 @@ def group_privacy(epsilon: float | None, delta: float | None, units: int) -> dic
     return unstated | ({"epsilon": group_epsilon, "delta": float_up(group_delta)} if group_delta < 1 else {})
 
 
-def _loss(entry: Entry) -> PrivacyLoss:
+def loss_of(entry: Entry) -> PrivacyLoss:
+    """What one application of a central entry with an epsilon loses at most: its loss, or what its claim implies."""
     if entry.loss is not None:
         return entry.loss
     assert entry.guarantee.epsilon is not None

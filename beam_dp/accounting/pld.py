@@ -11,10 +11,14 @@ import functools
 import math
 from collections import Counter
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from beam_dp.accounting.loss import PrivacyLoss
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 # How many points the losses of the whole are spread over. The first is enough up to some thousand coordinates: the
 # chords cost about 1e-5 of epsilon, and composing takes some milliseconds a mechanism. With more, the chords of each
@@ -54,16 +58,23 @@ def pld_epsilon(losses: tuple[tuple[PrivacyLoss, int], ...], delta: float) -> fl
     interval = _interval(counts)
     if interval is None or not _infinite(counts) < usable < _MOST_DELTA:
         return None
-    whole = functools.reduce(
-        lambda composed, other: composed.compose(other),
-        (one.distribution(interval, count) for one, count in counts.items()),
-    )
+    whole = _composed(tuple(counts.items()), interval)
     try:
         with np.errstate(over="ignore"):
             epsilon = whole.get_epsilon_for_delta(usable)
     except OverflowError:  # exp of a loss below -700, met only on the way to an epsilon of 0
         return None
     return float(epsilon) if math.isfinite(epsilon) else None
+
+
+# A curve asks at many deltas, one after the other. A distribution takes some megabytes.
+@functools.lru_cache(maxsize=4)
+def _composed(counts: tuple[tuple[PrivacyLoss, int], ...], interval: float) -> PrivacyLossDistribution:
+    """The distribution of the whole on one grid."""
+    return functools.reduce(
+        lambda composed, other: composed.compose(other),
+        (one.distribution(interval, count) for one, count in counts),
+    )
 
 
 def _infinite(counts: Counter[PrivacyLoss]) -> float:

@@ -10,11 +10,13 @@ from typing import Any, Literal, Protocol
 
 from beam_dp.accounting.loss import ParametersLoss, PrivacyLoss
 from beam_dp.accounting.pld import pld_epsilon
+from beam_dp.accounting.rounding import float_down
+from beam_dp.accounting.shares import Part
 from beam_dp.aggregate.bounds import Bounds
 from beam_dp.aggregate.metrics import Metric
 from beam_dp.aggregate.noise import NoiseFamily, Release
 from beam_dp.aggregate.statistics import Statistic
-from beam_dp.errors import ArgumentError, describe_kind, require_choice, require_count, require_positive
+from beam_dp.errors import ArgumentError, require_choice, require_count, require_positive
 from beam_dp.guarantees import CentralGuarantee
 from beam_dp.mechanisms.partition_selection import KeepRule, LaplaceThreshold, TruncatedGeometric, scale_up
 
@@ -51,11 +53,9 @@ class Budget:
     composition: Literal["basic", "pld"] = "basic"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "epsilon", require_positive("epsilon", self.epsilon))
-        delta = self.delta
-        if isinstance(delta, bool) or not isinstance(delta, (int, float)) or not 0 <= delta < 1:
-            raise ArgumentError(f"delta must be a number in [0, 1), not {describe_kind(delta)}")
-        object.__setattr__(self, "delta", float(delta))
+        amount = Part(self.epsilon, self.delta)
+        object.__setattr__(self, "epsilon", amount.epsilon)
+        object.__setattr__(self, "delta", amount.delta)
         require_choice("composition", self.composition, _COMPOSITIONS)
 
 
@@ -195,9 +195,9 @@ def _maker(
     total_delta = total if noise.needs_delta else chosen
 
     def share(weight: Fraction, factor: float) -> tuple[float, float]:
-        epsilon = _down(Fraction(budget.epsilon) * weight / total * Fraction(factor))
+        epsilon = float_down(Fraction(budget.epsilon) * weight / total * Fraction(factor))
         delta = Fraction(budget.delta) - Fraction(spare)
-        return epsilon, _down(delta * weight / total_delta) if total_delta else 0.0
+        return epsilon, float_down(delta * weight / total_delta) if total_delta else 0.0
 
     def make(factor: float) -> Split:
         kept = None
@@ -244,7 +244,7 @@ def _raised(budget: Budget, make: Callable[[float], Split]) -> Split | None:
         # What promises nothing at all (only tests have it) cannot be composed, and need not be.
         losses = tuple((_loss_of(item), 1) for item in items if item.guarantee.epsilon is not None)
         spent = sum((Fraction(item.guarantee.delta) for item in items), Fraction(split.composition_delta))
-        composed = pld_epsilon(losses, _down(spent))
+        composed = pld_epsilon(losses, float_down(spent))
         return composed is not None and composed <= budget.epsilon
 
     low, high = 1.0, _LARGEST_FACTOR
@@ -260,9 +260,3 @@ def _loss_of(item: SelectionRelease | Release) -> PrivacyLoss:
         return item.loss
     assert item.guarantee.epsilon is not None
     return ParametersLoss(item.guarantee.epsilon, item.guarantee.delta)
-
-
-def _down(exact: Fraction) -> float:
-    """The largest float that is not above ``exact``: shares never add up to more than the budget."""
-    nearest = float(exact)
-    return nearest if Fraction(nearest) <= exact else math.nextafter(nearest, 0.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import apache_beam as beam
@@ -32,7 +33,14 @@ from beam_dp.aggregate.planning import Planner
 from beam_dp.aggregate.release import AggregationPlan, release_block
 from beam_dp.aggregate.rows import numbers_of
 from beam_dp.aggregate.statistics import Rows
-from beam_dp.aggregate.transform import granted_releases, record_plan, require_firing_once, require_selection
+from beam_dp.aggregate.transform import (
+    granted_releases,
+    record_plan,
+    require_firing_once,
+    require_selection,
+    within_limit,
+)
+from beam_dp.aggregate.windows import FirstWindow, require_windows, window_limit
 from beam_dp.errors import ArgumentError, describe_kind, require_count
 
 _VALUE = "value"
@@ -180,6 +188,7 @@ class DPCombinePerKey(beam.PTransform):
         selection: `PrivateSelection`, if the keys are not public. Exactly one of the two.
         privacy_unit: what the ledger calls the unit.
         max_windows: on fixed windows, in how many one unit has values at most; see `Aggregate`.
+        first_window: which of them are released, where that is to be enforced; see `Aggregate`.
         ledger: where the release is recorded; needed on a plain `beam.Pipeline`.
 
     Raises:
@@ -198,6 +207,7 @@ class DPCombinePerKey(beam.PTransform):
         selection: Selection | None = None,
         privacy_unit: str = "unit",
         max_windows: int | None = None,
+        first_window: FirstWindow | None = None,
         ledger: Ledger | None = None,
     ) -> None:
         super().__init__()
@@ -210,7 +220,7 @@ class DPCombinePerKey(beam.PTransform):
         self._planner = Planner((_KEY,), privacy_unit, bounds, (fn.metric,), chosen, LaplaceNoise(), budget)
         self._plan = self._planner.preliminary
         self._fn = fn
-        self._max_windows = None if max_windows is None else require_count("max_windows", max_windows)
+        self._max_windows, self._first_window = require_windows(max_windows, first_window)
         self._ledger = ledger
 
     def expand(self, pairs: beam.PCollection) -> beam.PCollection:
@@ -222,9 +232,10 @@ class DPCombinePerKey(beam.PTransform):
             )
         ledger, label = ledger_of(pairs, self._ledger), full_label(pairs.pipeline, self.label)
         windows = 1 if in_one_window else self._max_windows
-        plan = self._plan = self._planner.final(ledger, label, windows)
+        limit = window_limit(pairs, self._max_windows, self._first_window)
+        plan = self._plan = replace(self._planner.final(ledger, label, windows), windows=limit)
         grants = record_plan(plan, ledger, label, max_applications=windows, enforced=False)
-        values = pairs | "Wrap" >> beam.MapTuple(_wrapped)
+        values = within_limit(pairs, plan, grants) | "Wrap" >> beam.MapTuple(_wrapped)
         if self._public is not None:
             keys = self._public
             absent = pairs.pipeline | beam.Create([(key, ()) for key in keys], reshuffle=False)

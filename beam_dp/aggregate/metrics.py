@@ -11,17 +11,28 @@ How the budget is split over them: `beam_dp.aggregate.budget.Budget`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from beam_dp.aggregate.bounds import Codes
 from beam_dp.aggregate.intervals import sum_half_width
-from beam_dp.aggregate.partials import Sparse
 from beam_dp.aggregate.quantile_tree import rank_error_bounds, tree_quantiles
+from beam_dp.aggregate.released import (
+    CONFIDENCE,
+    ColumnMetric,
+    Floats,
+    Metric,
+    NamedMetric,
+    Noised,
+    NoisyTree,
+    count_columns,
+    dense,
+    four_columns,
+    lists_of,
+    name_or_usual,
+    require_column,
+)
 from beam_dp.aggregate.statistics import (
     BinCounts,
     LeafCounts,
@@ -33,142 +44,10 @@ from beam_dp.aggregate.statistics import (
     require_bounds,
 )
 from beam_dp.errors import ArgumentError, describe_kind, require_positive
-from beam_dp.mechanisms.discrete_noise import IntegerNoise
-
-CONFIDENCE = 0.95
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Noised:
-    """A statistic after its release.
-
-    Attributes:
-        integers: (P, width) int64 with noise, in steps.
-        noise: the law of the noise.
-        step: one step in the units of the metric.
-        rounded: whether the exact total was rounded to whole steps before the noise.
-    """
-
-    integers: Codes
-    noise: IntegerNoise
-    step: float = 1.0
-    rounded: bool = False
-
-    def estimate(self) -> Floats:
-        """(P, width) in the units of the metric."""
-        return self.integers.astype(np.float64) * self.step
-
-    def half_width(self, confidence: float) -> float:
-        """How far the estimate is from the exact total at most, with this probability."""
-        return (self.noise.half_width(confidence) + 0.5 * self.rounded) * self.step
-
-    @property
-    def stddev(self) -> float:
-        """Of the noise, in the units of the metric."""
-        return self.noise.stddev * self.step
-
-
-@dataclass(frozen=True, eq=False)
-class NoisyTree:
-    """A sparse statistic whose noise is drawn as it is searched, and never twice for one node.
-
-    Attributes:
-        tree: exact leaf counts.
-        size: P.
-        noise: the law of the noise of each node.
-        rng: the current generator of a `SecureSource`.
-    """
-
-    tree: Sparse
-    size: int
-    noise: IntegerNoise
-    rng: np.random.Generator
-
-
-class Metric(Protocol):
-    """What `Aggregate` takes: a frozen dataclass that says what to add up and what to make of it."""
-
-    @property
-    def statistic_weight(self) -> float:
-        """The part of the budget that each of its statistics gets, relative to the others."""
-
-    @property
-    def title(self) -> str:
-        """The name of its output column; further columns begin with it."""
-
-    @property
-    def statistics(self) -> dict[str, Statistic]:
-        """What is released, by a name for the ledger."""
-
-    def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
-        """The output columns, (P,) each, from the released statistics in their order."""
 
 
 @dataclass(frozen=True)
-class _Metric:
-    """What all metrics have.
-
-    Attributes:
-        name: of the output column; None for the usual one.
-        weight: the part of the budget that its statistics get, relative to those of others.
-    """
-
-    _: KW_ONLY
-    name: str | None = None
-    weight: float = 1.0
-
-    def _check(self) -> None:
-        """Validates what all metrics have."""
-        if self.name is not None and (not isinstance(self.name, str) or not self.name):
-            raise ArgumentError(f"name must be a string that is not empty, not {describe_kind(self.name)}")
-        object.__setattr__(self, "weight", require_positive("weight", self.weight))
-
-    @property
-    def statistic_weight(self) -> float:
-        """The metric's weight."""
-        return self.weight
-
-
-def _named(name: str | None, usual: str) -> str:
-    return usual if name is None else name
-
-
-def _column_name(column: object) -> str:
-    if not isinstance(column, str) or not column:
-        raise ArgumentError(f"column must be the name of a column, not {describe_kind(column)}")
-    return column
-
-
-def _four(title: str, estimate: pa.Array, stddev: pa.Array, low: pa.Array, high: pa.Array) -> dict[str, pa.Array]:
-    return {
-        title: estimate,
-        f"{title}_noise_stddev": stddev,
-        f"{title}_ci_low": low,
-        f"{title}_ci_high": high,
-    }
-
-
-def _counted(title: str, count: Noised) -> dict[str, pa.Array]:
-    """A count with its columns; lists where it is a vector."""
-    size, width = count.integers.shape
-    reach = count.noise.half_width(CONFIDENCE)
-
-    def shaped(integers: Codes) -> pa.Array:
-        flat = pa.array(integers.reshape(-1))
-        return flat if width == 1 else _lists(flat, size, width)
-
-    stddev = pa.array(np.full(size, count.stddev))
-    integers = count.integers
-    return _four(title, shaped(integers), stddev, shaped(integers - reach), shaped(integers + reach))
-
-
-def _lists(flat: pa.Array, size: int, width: int) -> pa.Array:
-    return pa.ListArray.from_arrays(pa.array(np.arange(size + 1, dtype=np.int32) * width), flat)
-
-
-@dataclass(frozen=True)
-class Count(_Metric):
+class Count(NamedMetric):
     """The number of rows, or of the rows with a number in a column. Column ``count`` or ``count_COLUMN``, int64.
 
     Noise can make it negative. `Mean` and `Variance` of the column need the latter too, and share it.
@@ -185,7 +64,7 @@ class Count(_Metric):
     @property
     def title(self) -> str:
         """``count`` or ``count_COLUMN``, or the name given."""
-        return _named(self.name, "count" if self.column is None else f"count_{self.column}")
+        return name_or_usual(self.name, "count" if self.column is None else f"count_{self.column}")
 
     @property
     def statistics(self) -> dict[str, Statistic]:
@@ -194,12 +73,12 @@ class Count(_Metric):
 
     def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
         """The noisy count."""
-        (count,) = _dense(released)
-        return _counted(self.title, count)
+        (count,) = dense(released)
+        return count_columns(self.title, count)
 
 
 @dataclass(frozen=True)
-class PrivacyUnitCount(_Metric):
+class PrivacyUnitCount(NamedMetric):
     """The number of distinct privacy units. Column ``privacy_unit_count``, int64."""
 
     def __post_init__(self) -> None:
@@ -208,7 +87,7 @@ class PrivacyUnitCount(_Metric):
     @property
     def title(self) -> str:
         """``privacy_unit_count``, or the name given."""
-        return _named(self.name, "privacy_unit_count")
+        return name_or_usual(self.name, "privacy_unit_count")
 
     @property
     def statistics(self) -> dict[str, Statistic]:
@@ -217,37 +96,12 @@ class PrivacyUnitCount(_Metric):
 
     def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
         """The noisy count."""
-        (count,) = _dense(released)
-        return _counted(self.title, count)
+        (count,) = dense(released)
+        return count_columns(self.title, count)
 
 
 @dataclass(frozen=True)
-class _OfColumn(_Metric):
-    """A metric of the numbers in a column, which are clamped to [low, high].
-
-    Attributes:
-        column: where the numbers are; null, NaN and text that is no number count as nothing there.
-        low: the public lower bound.
-        high: the public upper bound; at least ``low``.
-    """
-
-    column: str
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        _column_name(self.column)
-        low, high = require_bounds(self.low, self.high)
-        object.__setattr__(self, "low", low)
-        object.__setattr__(self, "high", high)
-        self._check()
-
-    def _total(self, of: str) -> Total:
-        return Total(column=self.column, low=self.low, high=self.high, of=of)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Sum(_OfColumn):
+class Sum(ColumnMetric):
     """The sum of clamped numbers. Column ``sum_COLUMN``, float64.
 
     Where `Mean` or `Variance` of the same column and bounds is asked for too, it is made of their statistics, as
@@ -258,7 +112,7 @@ class Sum(_OfColumn):
     @property
     def title(self) -> str:
         """``sum_COLUMN``, or the name given."""
-        return _named(self.name, f"sum_{self.column}")
+        return name_or_usual(self.name, f"sum_{self.column}")
 
     @property
     def statistics(self) -> dict[str, Statistic]:
@@ -267,14 +121,14 @@ class Sum(_OfColumn):
 
     def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
         """The noisy sum."""
-        (total,) = _dense(released)
+        (total,) = dense(released)
         estimate, reach = total.estimate()[:, 0], total.half_width(CONFIDENCE)
         stddev = np.full(len(estimate), total.stddev)
-        return _four(self.title, *map(pa.array, (estimate, stddev, estimate - reach, estimate + reach)))
+        return four_columns(self.title, *map(pa.array, (estimate, stddev, estimate - reach, estimate + reach)))
 
 
 @dataclass(frozen=True)
-class Mean(_OfColumn):
+class Mean(ColumnMetric):
     """The mean of clamped numbers, (noisy Σ(x - middle)) / (noisy number of them) + middle, clamped. ``mean_COLUMN``.
 
     Centring makes the sensitivity of the sum half the range. ``noise_stddev`` is that of the quotient to first order
@@ -285,7 +139,7 @@ class Mean(_OfColumn):
     @property
     def title(self) -> str:
         """``mean_COLUMN``, or the name given."""
-        return _named(self.name, f"mean_{self.column}")
+        return name_or_usual(self.name, f"mean_{self.column}")
 
     @property
     def statistics(self) -> dict[str, Statistic]:
@@ -294,7 +148,7 @@ class Mean(_OfColumn):
 
     def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
         """The mean."""
-        count, total = _dense(released)
+        count, total = dense(released)
         middle = self._total("centred").middle
         n, deviation = np.maximum(count.integers[:, 0], 1), total.estimate()[:, 0]
         offset = deviation / n
@@ -303,7 +157,7 @@ class Mean(_OfColumn):
         low, high = _quotients(count, total, confidence)
         columns = [np.clip(x + middle, self.low, self.high) for x in (offset, low, high)]
         few = pa.array(count.integers[:, 0] <= 1)
-        return _four(self.title, pa.array(columns[0]), _null_where(few, stddev), *map(pa.array, columns[1:]))
+        return four_columns(self.title, pa.array(columns[0]), _null_where(few, stddev), *map(pa.array, columns[1:]))
 
 
 @dataclass(frozen=True)
@@ -317,13 +171,13 @@ class _SumBesideMean(Sum):
 
     def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
         """middle·n + Σ(x - middle)."""
-        count, total = _dense(released)
+        count, total = dense(released)
         middle = self._total("centred").middle
         estimate = middle * count.integers[:, 0] + total.estimate()[:, 0]
         terms = [(abs(middle), count.noise), (total.step, total.noise)]
         reach = sum_half_width(terms, CONFIDENCE) + 0.5 * total.rounded * total.step
         stddev = np.full(len(estimate), np.hypot(middle * count.stddev, total.stddev))
-        return _four(self.title, *map(pa.array, (estimate, stddev, estimate - reach, estimate + reach)))
+        return four_columns(self.title, *map(pa.array, (estimate, stddev, estimate - reach, estimate + reach)))
 
 
 def shared_statistics(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
@@ -350,7 +204,7 @@ def _null_where(mask: pa.Array, values: Floats) -> pa.Array:
 
 
 @dataclass(frozen=True)
-class Variance(_OfColumn):
+class Variance(ColumnMetric):
     """The (population) variance of clamped numbers, clamped to [0, range²/4]. ``variance_COLUMN``, float64.
 
     E[(x - middle)²] - E[x - middle]² from three statistics: the number of values, Σ(x - middle), and
@@ -361,7 +215,7 @@ class Variance(_OfColumn):
     @property
     def title(self) -> str:
         """``variance_COLUMN``, or the name given."""
-        return _named(self.name, f"variance_{self.column}")
+        return name_or_usual(self.name, f"variance_{self.column}")
 
     @property
     def statistics(self) -> dict[str, Statistic]:
@@ -374,7 +228,7 @@ class Variance(_OfColumn):
 
     def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
         """The variance."""
-        count, total, squares = _dense(released)
+        count, total, squares = dense(released)
         shift = self._total("squares").magnitude
         n = np.maximum(count.integers[:, 0], 1)
         mean, square = total.estimate()[:, 0] / n, squares.estimate()[:, 0] / n
@@ -390,11 +244,11 @@ class Variance(_OfColumn):
         largest = np.square((self.high - self.low) / 2)
         columns = [pa.array(np.clip(x, 0, largest)) for x in (estimate, *bounds)]
         few = pa.array(count.integers[:, 0] <= 1)
-        return _four(self.title, columns[0], _null_where(few, stddev), *columns[1:])
+        return four_columns(self.title, columns[0], _null_where(few, stddev), *columns[1:])
 
 
 @dataclass(frozen=True)
-class Quantiles(_OfColumn):
+class Quantiles(ColumnMetric):
     """Quantiles of clamped numbers by a tree of noisy counts (`beam_dp.aggregate.quantile_tree`).
 
     Columns ``quantile_COLUMN_Q`` for each q, float64. ``noise_stddev`` is null: the noise is in ranks, not values. The
@@ -423,7 +277,7 @@ class Quantiles(_OfColumn):
     @property
     def title(self) -> str:
         """``quantile_COLUMN``, or the name given; each column adds its q."""
-        return _named(self.name, f"quantile_{self.column}")
+        return name_or_usual(self.name, f"quantile_{self.column}")
 
     @property
     def statistics(self) -> dict[str, Statistic]:
@@ -443,12 +297,12 @@ class Quantiles(_OfColumn):
                 pa.array(self.low + (self.high - self.low) * shares[:, i])
                 for shares in (found.estimate, found.low, found.high)
             )
-            columns |= _four(f"{self.title}_{q:g}", estimate, pa.nulls(tree.size, pa.float64()), low, high)
+            columns |= four_columns(f"{self.title}_{q:g}", estimate, pa.nulls(tree.size, pa.float64()), low, high)
         return columns
 
 
 @dataclass(frozen=True)
-class Histogram(_Metric):
+class Histogram(NamedMetric):
     """The number of values in each bin. Column ``histogram_COLUMN``, a list of int64, one for each bin.
 
     Bin i is [e_i, e_(i+1)), the last one with its upper edge; values beyond the edges count in the first or last bin. A
@@ -463,7 +317,7 @@ class Histogram(_Metric):
     edges: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        _column_name(self.column)
+        require_column(self.column)
         if isinstance(self.edges, (str, bytes)) or not isinstance(self.edges, Sequence) or len(self.edges) < 2:
             raise ArgumentError("edges must be two or more ascending numbers")
         for low, high in zip(self.edges, self.edges[1:], strict=False):
@@ -474,7 +328,7 @@ class Histogram(_Metric):
     @property
     def title(self) -> str:
         """``histogram_COLUMN``, or the name given."""
-        return _named(self.name, f"histogram_{self.column}")
+        return name_or_usual(self.name, f"histogram_{self.column}")
 
     @property
     def statistics(self) -> dict[str, Statistic]:
@@ -483,18 +337,18 @@ class Histogram(_Metric):
 
     def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
         """The noisy counts."""
-        (bins,) = _dense(released)
+        (bins,) = dense(released)
         size, width = bins.integers.shape
         if width > 1:
-            return _counted(self.title, bins)
+            return count_columns(self.title, bins)
         return {
-            name: column if name.endswith("_noise_stddev") else _lists(column, size, 1)
-            for name, column in _counted(self.title, bins).items()
+            name: column if name.endswith("_noise_stddev") else lists_of(column, size, 1)
+            for name, column in count_columns(self.title, bins).items()
         }
 
 
 @dataclass(frozen=True)
-class VectorSum(_Metric):
+class VectorSum(NamedMetric):
     """The sum of vectors whose coordinates are columns, each clamped to [-bound, bound]. ``vector_sum_A_B``: lists.
 
     Every coordinate is a sum of its own and gets an equal part of the metric's weight.
@@ -510,7 +364,7 @@ class VectorSum(_Metric):
     def __post_init__(self) -> None:
         if isinstance(self.columns_of, str) or not isinstance(self.columns_of, Sequence) or not self.columns_of:
             raise ArgumentError("columns_of must be a list of one or more columns")
-        columns = tuple(_column_name(column) for column in self.columns_of)
+        columns = tuple(require_column(column) for column in self.columns_of)
         if len(set(columns)) != len(columns):
             raise ArgumentError("columns_of must name each column once")
         object.__setattr__(self, "columns_of", columns)
@@ -522,7 +376,7 @@ class VectorSum(_Metric):
     @property
     def title(self) -> str:
         """``vector_sum_A_B``, or the name given."""
-        return _named(self.name, "vector_sum_" + "_".join(self.columns_of))
+        return name_or_usual(self.name, "vector_sum_" + "_".join(self.columns_of))
 
     @property
     def statistic_weight(self) -> float:
@@ -536,15 +390,11 @@ class VectorSum(_Metric):
 
     def columns(self, released: Sequence[Noised | NoisyTree]) -> dict[str, pa.Array]:
         """The noisy sums."""
-        totals = _dense(released)
+        totals = dense(released)
         estimates = np.concatenate([total.estimate() for total in totals], axis=1)
         size, width = estimates.shape
         reach = np.array([total.half_width(CONFIDENCE) for total in totals])
         lists = [
-            _lists(pa.array(x.reshape(-1)), size, width) for x in (estimates, estimates - reach, estimates + reach)
+            lists_of(pa.array(x.reshape(-1)), size, width) for x in (estimates, estimates - reach, estimates + reach)
         ]
-        return _four(self.title, lists[0], pa.array(np.full(size, totals[0].stddev)), lists[1], lists[2])
-
-
-def _dense(released: Sequence[Noised | NoisyTree]) -> list[Noised]:
-    return [item for item in released if isinstance(item, Noised)]
+        return four_columns(self.title, lists[0], pa.array(np.full(size, totals[0].stddev)), lists[1], lists[2])

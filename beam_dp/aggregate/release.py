@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from beam_dp.accounting.shares import Share
 from beam_dp.aggregate.bounds import Bounds
 from beam_dp.aggregate.budget import SelectionRelease
-from beam_dp.aggregate.metrics import Metric, Noised, NoisyTree
 from beam_dp.aggregate.noise import Release
 from beam_dp.aggregate.partials import Partials, key_order
+from beam_dp.aggregate.released import Metric, Noised, NoisyTree
 from beam_dp.aggregate.statistics import Statistic, Total, UnitCount, shifted_total
+from beam_dp.aggregate.windows import WindowLimit
 from beam_dp.errors import ArgumentError
 
 
@@ -29,6 +31,8 @@ class AggregationPlan:
         releases: the statistics of all metrics, each once, with its noise.
         selection: how partitions are selected; None where they are public.
         composition_delta: what of delta is set aside for composition.
+        share: the share of the ledger's declared total that all of it is spent from, if it is from one.
+        windows: in how many a unit is at most; None in the global window, and where nobody says it.
     """
 
     by: tuple[str, ...]
@@ -38,6 +42,8 @@ class AggregationPlan:
     releases: tuple[Release, ...]
     selection: SelectionRelease | None
     composition_delta: float = 0.0
+    share: Share | None = None
+    windows: WindowLimit | None = None
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:

@@ -17,7 +17,7 @@ from apache_beam.transforms import trigger, window
 from apache_beam.transforms.display import DisplayDataItem
 
 from beam_dp.accounting.drawing import USAGE, DrawingDoFn
-from beam_dp.accounting.grants import Grant
+from beam_dp.accounting.grants import Grant, require_grant
 from beam_dp.accounting.ledger import Ledger
 from beam_dp.accounting.pipeline import full_label, leave_usage, ledger_of
 from beam_dp.accounting.shares import Share
@@ -39,6 +39,7 @@ from beam_dp.aggregate.sums import (
     bounded_sums,
     materialised,
 )
+from beam_dp.aggregate.windows import FirstWindow, require_windows, window_limit
 from beam_dp.errors import (
     ArgumentError,
     describe_kind,
@@ -83,7 +84,12 @@ class Aggregate(beam.PTransform):
         buckets: how many parts the units are cut into, each of which one worker holds in memory: some million rows a
             bucket are good. Larger ones spill to the worker's disk.
         max_windows: on fixed windows, in how many of them one unit has rows at most; unless it is declared, the ledger
-            states no epsilon for all windows together. Nothing enforces it. Without meaning in the global window.
+            states no epsilon for all windows together. Without meaning in the global window.
+        first_window: an instant (Beam's Timestamp, a datetime with a time zone, or RFC 3339 text) in the first of the
+            ``max_windows`` consecutive fixed windows that are released; rows of all others are dropped before anything
+            else. None on unbounded input: the window in which the graph is constructed, that is of the launch; a
+            backlog from before it is dropped, so name the window where a job goes on where another one stopped. None on
+            bounded input: all windows are released, and nothing enforces ``max_windows``.
         input_kind: ``dict``, ``row`` or ``record_batch``, where the PCollection does not declare its type.
         ledger: where the releases are recorded; needed on a plain `beam.Pipeline` (which must run once), else the
             pipeline's own.
@@ -107,6 +113,7 @@ class Aggregate(beam.PTransform):
         noise: str | NoiseFamily = "laplace",
         buckets: int = DEFAULT_BUCKETS,
         max_windows: int | None = None,
+        first_window: FirstWindow | None = None,
         input_kind: str | None = None,
         ledger: Ledger | None = None,
     ) -> None:
@@ -125,7 +132,7 @@ class Aggregate(beam.PTransform):
         self._schema = result_schema(self._plan)
         self._budget = budget
         self._buckets = require_buckets(buckets)
-        self._max_windows = None if max_windows is None else require_count("max_windows", max_windows)
+        self._max_windows, self._first_window = require_windows(max_windows, first_window)
         self._input_kind = None if input_kind is None else require_choice("input_kind", input_kind, KINDS)
         self._ledger = ledger
 
@@ -140,10 +147,11 @@ class Aggregate(beam.PTransform):
             )
         ledger, label = ledger_of(pcoll, self._ledger), full_label(pcoll.pipeline, self.label)
         windows = 1 if in_one_window else self._max_windows
-        plan = self._plan = self._planner.final(ledger, label, windows)
+        limit = window_limit(pcoll, self._max_windows, self._first_window)
+        plan = self._plan = replace(self._planner.final(ledger, label, windows), windows=limit)
         work = SumWork(plan, self._public, self._buckets, max(1, self._buckets // BUCKETS_PER_BLOCK), in_one_window)
         grants = record_plan(plan, ledger, label, max_applications=windows)
-        sums, types = bounded_sums(as_batches(pcoll, kind, work), work)
+        sums, types = bounded_sums(as_batches(within_limit(pcoll, plan, grants), kind, work), work)
         fn = _Release(work, plan, grants)
         outputs = sums | "Release" >> beam.ParDo(fn, pvalue.AsIter(types)).with_outputs(USAGE, main="released")
         leave_usage(fn, outputs[USAGE])
@@ -181,6 +189,7 @@ class SelectPartitions(Aggregate):
         selection: how.
         buckets: see `Aggregate`.
         max_windows: see `Aggregate`.
+        first_window: see `Aggregate`.
         input_kind: see `Aggregate`.
         ledger: see `Aggregate`.
     """
@@ -195,6 +204,7 @@ class SelectPartitions(Aggregate):
         selection: Selection = PrivateSelection(),  # noqa: B008  (a frozen value)
         buckets: int = DEFAULT_BUCKETS,
         max_windows: int | None = None,
+        first_window: FirstWindow | None = None,
         input_kind: str | None = None,
         ledger: Ledger | None = None,
     ) -> None:
@@ -207,6 +217,7 @@ class SelectPartitions(Aggregate):
             partitions=require_selection(selection),
             buckets=buckets,
             max_windows=max_windows,
+            first_window=first_window,
             input_kind=input_kind,
             ledger=ledger,
         )
@@ -294,6 +305,8 @@ def _fingerprints(plan: AggregationPlan) -> list[tuple[str, str]]:
     """What runs, for the comparison with the ledger: (name, fingerprint) of the selection and of each release."""
     names = [*(() if plan.selection is None else (SELECTION,)), *(release.label for release in plan.releases)]
     enforced = f"{plan.bounds!r} {plan.privacy_unit}"
+    if plan.windows is not None:
+        enforced += f" {plan.windows!r}"
     return [(name, f"{item!r} {enforced}") for name, item in zip(names, plan.items, strict=True)]
 
 
@@ -329,14 +342,19 @@ def record_plan(
 
 def bounds_parameters(plan: AggregationPlan, enforced: bool) -> dict[str, Any]:
     """What the ledger says of the privacy unit and its bounds."""
-    bounds = plan.bounds
-    how = "by enforcement" if enforced else "as the caller declares: nothing enforces it"
-    return {
+    bounds, windows = plan.bounds, plan.windows
+    how = _how(enforced)
+    limit = {} if windows is None else {"windows": windows.parameters() | {"hold": _how(windows.enforced)}}
+    return limit | {
         "neighbours": f"all rows of one {plan.privacy_unit} added or removed",
         "bounds": {"partitions": bounds.partitions, "rows_per_partition": bounds.rows_per_partition, "hold": how},
         "composition_over_partitions": f"{'parallel' if bounds.partitions == 1 else 'basic'}: a unit is in at most "
         f"{bounds.partitions} of them, {how}",
     }
+
+
+def _how(enforced: bool) -> str:
+    return "by enforcement" if enforced else "as the caller declares: nothing enforces it"
 
 
 def granted_releases(plan: AggregationPlan, grants: Sequence[Grant]) -> list[tuple[Grant | None, str]]:
@@ -354,6 +372,30 @@ def result_schema(plan: AggregationPlan) -> pa.Schema:
     unselected = replace(plan, selection=None)
     nothing = zeros(unselected, [pa.nulls(0) for _ in plan.by])
     return release_block(unselected, nothing, SecureSource().generator).schema
+
+
+def within_limit(rows: beam.PCollection, plan: AggregationPlan, grants: Sequence[Grant]) -> beam.PCollection:
+    """``rows`` without those of windows that the plan does not release."""
+    if plan.windows is None or not plan.windows.enforced:
+        return rows
+    return rows | "KeepWindows" >> beam.ParDo(_KeepWindows(plan, grants)).with_output_types(rows.element_type)
+
+
+class _KeepWindows(beam.DoFn):
+    """Drops what is in a window that is not released, whatever it is."""
+
+    def __init__(self, plan: AggregationPlan, grants: Sequence[Grant]) -> None:
+        self._plan = plan
+        self._grants = grants
+
+    def setup(self) -> None:
+        for grant, fingerprint in granted_releases(self._plan, self._grants):
+            require_grant(grant).check(fingerprint)
+
+    def process(self, element: Any, within: Any = beam.DoFn.WindowParam) -> Iterable[Any]:
+        windows = self._plan.windows
+        assert windows is not None
+        return (element,) if windows.keeps(within.start.micros, within.end.micros) else ()
 
 
 class _Release(DrawingDoFn):

@@ -158,7 +158,7 @@ def test_the_ledger_itself_needs_no_beam_and_no_slow_import() -> None:
         "package.__path__ = ['beam_dp']\n"
         "sys.modules['beam_dp'] = package\n"
         "from beam_dp.accounting import Ledger\n"
-        "Ledger().table()\n"
+        "Ledger().report()\n"
         "print([name for name in ('apache_beam', 'dp_accounting') if name in sys.modules])\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)

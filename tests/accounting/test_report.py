@@ -30,7 +30,7 @@ def _record(ledger: Ledger, label: str, mechanism: str = "Example()", reason: st
 def test_the_table_shows_entries_and_totals() -> None:
     ledger = Ledger()
     _record(ledger, "Privatize utterances", "MultivariateLaplace(epsilon=0.1)")
-    table = ledger.table()
+    table = ledger.report()
     for shown in ("Privatize utterances", "MultivariateLaplace(epsilon=0.1)", "metric epsilon 0.1", "64", "euclidean"):
         assert shown in table
     lines = dict(
@@ -48,7 +48,7 @@ def test_what_is_not_private_comes_first() -> None:
     ledger = Ledger()
     _record(ledger, "good")
     _record(ledger, "open door", reason="NOT PRIVATE: identity of the tests")
-    lines = ledger.table().splitlines()
+    lines = ledger.report().splitlines()
     assert lines[0] == "NOT PRIVATE"
     assert "open door" in lines[1]
     assert "good" not in lines[1]
@@ -65,7 +65,7 @@ def test_other_models_and_several_groups_are_listed() -> None:
             max_applications=1,
             fingerprint="f",
         )
-    table = ledger.table()
+    table = ledger.report()
     assert "central total (basic composition, unit: several)" in table
     assert "unit user (basic composition):" in table
     assert "unit device (basic composition):" in table
@@ -86,8 +86,8 @@ def _count(ledger: Ledger, label: str, *, delta: float, unit: str = "user", uses
 def test_a_central_total_shows_both_compositions_and_groups() -> None:
     ledger = Ledger()
     _count(ledger, "count", delta=1e-8)
-    table = ledger.table()
-    total = ledger.totals()["central"]
+    table = ledger.report()
+    total = ledger.total()["central"]
     lines = table.splitlines()
     assert "central total (PLD composition, unit: user)" in lines
     assert f"  {'epsilon':<36}{total['epsilon']}" in lines
@@ -100,7 +100,7 @@ def test_a_central_total_shows_both_compositions_and_groups() -> None:
 def test_a_basic_total_shows_groups_and_no_second_epsilon() -> None:
     ledger = Ledger()
     _count(ledger, "count", delta=0.0)
-    table = ledger.table()
+    table = ledger.report()
     assert "central total (basic composition, unit: user)" in table
     assert "epsilon by basic composition" not in table
     assert f"  {'of any 10 units together':<36}epsilon 10.0, delta 0.0\n" in table
@@ -109,17 +109,17 @@ def test_a_basic_total_shows_groups_and_no_second_epsilon() -> None:
 def test_what_cannot_be_stated_has_no_groups() -> None:
     ledger = Ledger()
     _count(ledger, "count", delta=1e-8, uses=None)
-    assert "units together" not in ledger.table()
+    assert "units together" not in ledger.report()
     ledger = Ledger()
     _count(ledger, "count", delta=0.005)
-    assert f"  {'of any 2 units together':<36}not stated\n" in ledger.table()
+    assert f"  {'of any 2 units together':<36}not stated\n" in ledger.report()
 
 
 def test_different_compositions_of_several_units() -> None:
     ledger = Ledger()
     _count(ledger, "a", delta=1e-8)
     _count(ledger, "b", delta=0.0, unit="device")
-    table = ledger.table()
+    table = ledger.report()
     assert "central total (several kinds of composition, unit: several)" in table
     assert "unit user (PLD composition):" in table
     assert "unit device (basic composition):" in table
@@ -127,7 +127,7 @@ def test_different_compositions_of_several_units() -> None:
 
 
 def test_an_empty_ledger_says_so() -> None:
-    assert Ledger().table() == "empty ledger: no mechanism was recorded\n"
+    assert Ledger().report() == "empty ledger: no mechanism was recorded\n"
 
 
 @settings(max_examples=60, deadline=None)
@@ -146,4 +146,32 @@ def test_the_table_fits_100_columns(labels: list[str], unstated: bool) -> None:
     ledger = Ledger()
     for label in labels:
         _record(ledger, label, mechanism=f"M({label})", reason=f"NOT PRIVATE: {label}" if unstated else None)
-    assert max(map(len, ledger.table().splitlines())) <= 100
+    assert max(map(len, ledger.report().splitlines())) <= 100
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    unit=st.text(min_size=1, max_size=200).filter(str.strip), delta=st.floats(1e-300, 1e-3), digest=st.text(max_size=99)
+)
+def test_the_totals_fit_100_columns(unit: str, delta: float, digest: str) -> None:
+    ledger = Ledger()
+    _count(ledger, "a", delta=delta, unit=unit)
+    _count(ledger, "b", delta=delta, unit=f"{unit} too")
+    _record(ledger, "c")
+    ledger.record(
+        label="d",
+        mechanism="M()",
+        guarantee=MetricGuarantee(epsilon=1.0, basis="proved", metric=unit, index_digest=digest),
+        max_applications=1,
+        fingerprint="f",
+    )
+    table = ledger.report()
+    assert max(map(len, table.splitlines())) <= 100
+    assert all(character == "\n" or character.isprintable() for character in table)
+
+
+def test_an_exponent_stays_with_its_number() -> None:
+    for width in range(30):
+        ledger = Ledger()
+        _record(ledger, "x", mechanism=f"{'m' * width} 1e-06")
+        assert "1e-06" in ledger.report()

@@ -61,7 +61,7 @@ PUBLIC_ROWS: list[Row] = [
 def test_public_partitions_are_all_there_and_no_others(partitions: Any) -> None:
     done = run(batches_of(PUBLIC_ROWS, [2]), aggregate(partitions=partitions))
     assert sorted((row["item"], row["count"]) for row in done.rows) == [("a", 3), ("b", 1), ("zz", 0)]
-    assert "selection" not in done.ledger.table()
+    assert "selection" not in done.ledger.report()
 
 
 def test_the_order_of_the_output_says_nothing_of_the_data() -> None:

@@ -187,7 +187,7 @@ def test_a_run_that_succeeds_says_nothing_of_the_data(
     ]
     done = run(batches, private(metrics=[Count(), Sum("v", 0, 1)], bounds=Bounds(1, 1), budget=Budget(1, 1e-9)))
     assert [row["item"] for row in done.rows] == ["shown"]
-    said = everything_said(caplog, capfd, None, done.outcome) + done.ledger.to_json() + done.ledger.table()
+    said = everything_said(caplog, capfd, None, done.outcome) + done.ledger.to_json() + done.ledger.report()
     assert SECRET not in said and str(NUMBER) not in said
     # No counter of ours at all: one that counted rows would be an exact count.
     assert done.outcome.metrics().query() == {"counters": [], "distributions": [], "gauges": [], **untouched(done)}

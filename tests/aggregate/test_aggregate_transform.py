@@ -121,7 +121,7 @@ def test_all_metrics_are_exact_without_noise(kind: str, rng: np.random.Generator
     done = run(batches_of(rows), aggregate(by, metrics=METRICS))
     assert all(isinstance(batch, pa.RecordBatch) for batch in done.results)
     check(done.rows, rows, by)
-    table = done.ledger.table()
+    table = done.ledger.report()
     assert "NOT PRIVATE" in table
     central = json.loads(done.ledger.to_json())["totals"]["central"]
     assert central["epsilon"] is None and central["reason"].startswith("NOT PRIVATE")

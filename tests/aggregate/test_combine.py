@@ -182,7 +182,7 @@ def test_the_ledger_says_that_nothing_enforces_the_bounds() -> None:
     for entry in ledger.entries:
         assert entry.parameters["bounds"]["hold"] == "as the caller declares: nothing enforces it"
         assert entry.guarantee.privacy_unit == "patient"
-    total = ledger.totals()["central"]
+    total = ledger.total()["central"]
     assert (total["epsilon"], total["delta"]) == (1.0, 1e-6)
 
 
@@ -208,7 +208,7 @@ def test_fixed_windows_need_selection_and_multiply_by_the_declared_windows() -> 
         )
         assert_that(out, equal_to([("a", 30), ("a", 20)]))
 
-    assert run(make).totals()["central"]["epsilon"] is None  # three times a delta of 0.5 promises nothing
+    assert run(make).total()["central"]["epsilon"] is None  # three times a delta of 0.5 promises nothing
     with pytest.raises(ArgumentError, match="public_keys need the global window"):
         run(lambda p: windowed(p) | DPCombinePerKey(LaplaceCount(), bounds=ONE, budget=QUIET, public_keys=["a"]))
 

@@ -79,7 +79,7 @@ def test_the_ledger_has_k_times_epsilon() -> None:
     ledger = run(lambda p: p | beam.Create(rows_of({"a": 3})) | most_frequent(epsilon=0.25, k=2))
     (entry,) = ledger.entries
     assert (entry.guarantee.epsilon, entry.guarantee.delta, entry.guarantee.privacy_unit) == (0.5, 0.0, "user")
-    assert ledger.totals()["central"]["epsilon"] == 0.5
+    assert ledger.total()["central"]["epsilon"] == 0.5
     assert entry.parameters == {"candidates": 3, "choices": 2, "sensitivity": {"units_per_candidate": 1}}
 
 

@@ -174,7 +174,7 @@ def released(trials: Trials, *, bounds: Bounds, metrics: Sequence[Any], budget: 
         **({"partitions": trials.partitions, "buckets": 16} | options),
     )
     batches, ledger = run([trials.rows()], what)
-    return pa.Table.from_batches(batches).sort_by("p"), ledger.totals()["central"]["epsilon"]
+    return pa.Table.from_batches(batches).sort_by("p"), ledger.total()["central"]["epsilon"]
 
 
 def likelihood(values: Floats, shift: float, scale: float) -> Floats:
@@ -284,7 +284,7 @@ def selection(strategy: str = "truncated_geometric", n: int = 20_000) -> tuple[V
     kept = np.zeros((len(sizes), n))
     kept.reshape(-1)[np.concatenate([np.asarray(batch["p"]) for batch in batches])] = 1
     of = dict(zip(sizes, kept, strict=True))
-    stated = ledger.totals()["central"]["epsilon"]
+    stated = ledger.total()["central"]["epsilon"]
     return tuple(judged((of[step + 1], of[step]), epsilon, stated, delta) for step in steps)
 
 
@@ -301,7 +301,7 @@ def combined() -> Verdict:
     )
     pairs, ledger = run([(key, 0) for key in range(trials.n)], what, tuple[int, int])
     counts = np.array([value for _, value in sorted(pairs)], np.float64)
-    return judged(_single(trials, counts), 1.0, ledger.totals()["central"]["epsilon"])
+    return judged(_single(trials, counts), 1.0, ledger.total()["central"]["epsilon"])
 
 
 def shown_partitions() -> list[Any]:
@@ -407,7 +407,7 @@ def vector_sum() -> Verdict:
     )
     batches, ledger = run([rows], what)
     one, other = trials.split(pa.Table.from_batches(batches).sort_by("p")["vector_sum_x_y"])
-    epsilon = ledger.totals()["central"]["epsilon"]
+    epsilon = ledger.total()["central"]["epsilon"]
     return judged((likelihood(one, 1, 2), likelihood(other, 1, 2)), 1.0, epsilon)
 
 
