@@ -120,7 +120,13 @@ def _require_no_selection(units: UnitOptions, has_metrics: bool) -> None:
 def main(argv: list[str]) -> None:
     """Parses the options, runs the pipeline, and says what was done."""
     options = parse_options(argv, AggregateOptions, description=str(__doc__))
-    run_pipeline(options, build, doing="aggregating", done=lambda count: f"{count('rows'):,} partitions released")
+    run_pipeline(
+        options,
+        build,
+        name="aggregate",
+        doing="aggregating",
+        done=lambda count: f"{count('rows'):,} partitions released",
+    )
 
 
 if __name__ == "__main__":

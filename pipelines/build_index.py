@@ -8,11 +8,12 @@ The index is a folder (or a URI of a Beam file system) that the text pipelines t
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 
 from beam_dp.embeddings import BuildReport, build_index
-from beam_dp.embeddings.formats import FORMATS
-from beam_dp.errors import ArgumentError
+from beam_dp.embeddings.build import check_build
+from beam_dp.embeddings.formats import FORMATS, read_vectors
+from beam_dp.errors import ArgumentError, InputError
 from pipelines.main import run_main, summary
 from pipelines.options import parse_flags
 
@@ -29,6 +30,7 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("--source", default="", metavar="TEXT", help="recorded in the manifest: where this comes from")
     parser.add_argument("--licence", default="", metavar="TEXT", help="recorded in the manifest: under which licence")
     parser.add_argument("--overwrite", action="store_true", help="replace an index that exists")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be built; write nothing")
     parser.add_argument("--verbose", action="store_true", help="show warnings, and the traceback of an error")
 
 
@@ -38,6 +40,9 @@ def main(argv: list[str]) -> None:
     for name in ("vectors", "output"):
         if not getattr(flags, name):
             raise ArgumentError(f"--{name} is required: write --{name}=VALUE")
+    if flags.dry_run:
+        summary(*_plan(flags), "dry run: nothing was written")
+        return
     report = build_index(
         flags.vectors,
         flags.output,
@@ -51,6 +56,28 @@ def main(argv: list[str]) -> None:
         overwrite=flags.overwrite,
     )
     summary(*_lines(report))
+
+
+def _plan(flags: Namespace) -> list[str]:
+    """What would be built, as far as the arguments and the first vectors tell."""
+    format = check_build(
+        flags.vectors,
+        flags.output,
+        format=flags.format,
+        max_words=flags.max_words,
+        trees=flags.trees,
+        metric=flags.metric,
+        overwrite=flags.overwrite,
+    )
+    first = next(read_vectors(flags.vectors, flags.words, format), None)
+    if first is None:
+        raise InputError(f"{flags.vectors} holds no words")
+    most = "all usable words" if flags.max_words is None else f"the first {flags.max_words:,} usable words"
+    return [
+        f"would read {most} of {flags.vectors}: format {format}, dimension {first.vectors.shape[1]}",
+        f"would build an index with the {flags.metric} metric and {flags.trees} Annoy trees",
+        f"would publish: {flags.output}",
+    ]
 
 
 def _lines(report: BuildReport) -> list[str]:

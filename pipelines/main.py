@@ -29,7 +29,6 @@ from typing import TextIO
 from apache_beam.options.pipeline_options import PipelineOptions
 from tqdm import tqdm
 
-from beam_dp import errors
 from beam_dp.errors import BeamDpError, ResourceError
 from pipelines.options import RunOptions, is_local_path
 from pipelines.workers import EarlyEnd, late_workers_stop
@@ -41,7 +40,7 @@ _TERMINATED = (143, "terminated")
 _CRASHED = "a worker process died, e.g. because memory ran out; try fewer workers (--direct_num_workers)"
 _REFRESH_SECONDS = 0.5
 _WHILE_RUNNING = r"(?: \[while running .*)?"
-_OUR_ERROR = re.compile(rf"^\s*beam_dp\.errors\.(\w+): (.*?){_WHILE_RUNNING}$", re.MULTILINE)
+_OUR_ERROR = re.compile(rf"^\s*(beam_dp(?:\.\w+)+)\.(\w+): (.*?){_WHILE_RUNNING}$", re.MULTILINE)
 _SYSTEM_ERROR = re.compile(r"^(\w+): \[Errno (\d+)\]", re.MULTILINE)
 _LAST_LINE = re.compile(r"^(\w[\w.]*)(?::.*)?$", re.MULTILINE)
 _KNOWN_PACKAGES = ("apache_beam", "grpc", "numpy", "pyarrow")
@@ -99,7 +98,9 @@ def explain(error: BaseException) -> tuple[int, str]:
             named = f": {cause.filename}" if isinstance(cause.filename, str) else ""
             return ResourceError.exit_status, f"{_strerror(cause.errno)}{named}"
     text = "\n".join(str(cause) for cause in chain)
-    ours = [(getattr(errors, name, None), message) for name, message in _OUR_ERROR.findall(text)]
+    ours = [
+        (getattr(sys.modules.get(module), name, None), message) for module, name, message in _OUR_ERROR.findall(text)
+    ]
     for kind, message in reversed(ours):
         if isinstance(kind, type) and issubclass(kind, BeamDpError):
             return kind.exit_status, message

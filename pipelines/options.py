@@ -30,9 +30,15 @@ from beam_dp.errors import ArgumentError
 ENGINES = ("local", "local-parallel", "flink", "dataflow")
 FORMATS = ("auto", *io.FORMATS)
 _EMBEDDED_FLINK = ("[auto]", "[local]")
+_EMBEDDED_JOB_SERVICE = "embed"
+_THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_DRY_RUN_HELP = "check the arguments and show what the run would spend; read and write no data (default: run)"
+_DRY_RUN_HELP = (
+    "check the arguments and show what the run would spend and, of a --budget_store, would leave, or why it would be "
+    "refused (exit status 3); charge nothing, read and write no data (default: run)"
+)
+_USAGE = "%(prog)s [--flag=value ...]"
 _RUNNER_HINT = (
     "Every option of Beam and of the chosen runner is accepted too, e.g. --runner, --direct_num_workers, "
     "--flink_master, --project, --region, --temp_location: see https://beam.apache.org/documentation/runners/ ."
@@ -97,8 +103,21 @@ class RunOptions(PipelineOptions):
             "--run_id",
             type=_run_id,
             metavar="ID",
-            help="names this run's staging folder PREFIX.tmp-ID; 1 to 64 letters, digits, dots, hyphens or "
-            "underscores (default: random)",
+            help="names this run: its staging folder PREFIX.tmp-ID and its charge in --budget_store, where a launch "
+            "that is repeated under the same name is refused instead of charged twice; 1 to 64 letters, digits, dots, "
+            "hyphens or underscores (default: random)",
+        )
+        parser.add_argument(
+            "--budget_store",
+            metavar="URL",
+            help="charge the run to a budget before anything is drawn, and refuse it (exit status 3) where too little "
+            "is left; sqlite:///FILE, postgresql://USER@HOST/DATABASE or gs://BUCKET/FOLDER; goes with --dataset "
+            "(default: charge nothing)",
+        )
+        parser.add_argument(
+            "--dataset",
+            metavar="NAME",
+            help="whose budget in --budget_store is charged; 'beam-dp budget create' makes one (default: none)",
         )
         parser.add_argument(
             "--engine",
@@ -139,13 +158,13 @@ class TextInputOptions(PipelineOptions):
 class StrictParser(ArgumentParser):
     """An argparse parser that raises ArgumentError where argparse would print its usage and exit."""
 
-    def __init__(self, description: str = "") -> None:
+    def __init__(self, description: str = "", usage: str = _USAGE) -> None:
         super().__init__(
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             add_help=False,
             allow_abbrev=False,
-            usage="%(prog)s [--flag=value ...]",
+            usage=usage,
         )
 
     def error(self, message: str) -> NoReturn:
@@ -153,17 +172,21 @@ class StrictParser(ArgumentParser):
         raise ArgumentError(message.removeprefix("argument "))
 
     def parse_strictly(self, argv: Sequence[str]) -> Namespace:
-        """Parses ``argv``, in which every item must belong to a flag of this parser.
+        """Parses ``argv``, in which every item must belong to a flag or be a positional argument of this parser.
 
         Raises:
-            ArgumentError: unknown flag (names the nearest known one), wrong or missing value, positional argument.
+            ArgumentError: unknown flag (names the nearest known one), wrong or missing value, too many or too few
+                positional arguments.
         """
-        namespace, unknown = self.parse_known_args(list(argv))
+        # Intermixed: a name may stand behind the flags, also one that may be left out.
+        namespace, unknown = self.parse_known_intermixed_args(list(argv))
         flags = [item for item in unknown if item.startswith("-") and item != "--"]
         if flags:
             raise ArgumentError(self._unknown_flag(flags[0].split("=", 1)[0]))
         if unknown:
-            raise ArgumentError(f"unexpected argument {unknown[0]!r}: options are written --flag=value")
+            # A URL may hold a password.
+            shown = "that is a URL" if "://" in unknown[0] else repr(unknown[0])
+            raise ArgumentError(f"unexpected argument {shown}: options are written --flag=value")
         return namespace
 
     def _unknown_flag(self, flag: str) -> str:
@@ -173,19 +196,22 @@ class StrictParser(ArgumentParser):
         return f"unknown option {flag}; {hint}"
 
 
-def parse_flags(argv: Sequence[str], declare: Callable[[ArgumentParser], None], *, description: str) -> Namespace:
+def parse_flags(
+    argv: Sequence[str], declare: Callable[[ArgumentParser], None], *, description: str, usage: str = _USAGE
+) -> Namespace:
     """Parses the flags of a program that runs no pipeline, as strictly as `parse_options`.
 
     Args:
         argv: the command line without the program's name.
         declare: adds the program's flags to the parser.
         description: what ``--help`` says first.
+        usage: how the command is written.
 
     Raises:
         ArgumentError: see `StrictParser.parse_strictly`.
         SystemExit: 0, after ``--help``.
     """
-    parser = StrictParser(description)
+    parser = StrictParser(description, usage)
     declare(parser)
     if _wants_help(argv):
         _print_help(parser)
@@ -241,12 +267,38 @@ def require_flags(options: PipelineOptions, *names: str) -> None:
 
 
 def is_remote_engine(options: PipelineOptions) -> bool:
-    """Whether workers run on other machines, where this machine's files do not exist."""
+    """Whether workers may run on other machines, where this machine's files do not exist."""
     runner = _runner_name(options.view_as(StandardOptions).runner or StandardOptions.DEFAULT_RUNNER)
     if runner in {_runner_name(name) for name in (*StandardOptions.LOCAL_RUNNERS, "InteractiveRunner", "DaskRunner")}:
         return False
+    if "dataflow" in runner:
+        return True
+    environment = options.view_as(PortableOptions)
     # LOOPBACK runs the user code in the submitting process, whichever cluster drives it.
-    return "dataflow" in runner or options.view_as(PortableOptions).environment_type != "LOOPBACK"
+    if environment.environment_type == "LOOPBACK":
+        return False
+    return not (_is_driven_here(runner, options) and _are_workers_of_the_driver(environment))
+
+
+def _is_driven_here(runner: str, options: PipelineOptions) -> bool:
+    """Whether what drives the job runs in this process or was started by it; a job server may belong to a cluster."""
+    endpoint = options.view_as(PortableOptions).job_endpoint
+    if endpoint:
+        return endpoint == _EMBEDDED_JOB_SERVICE
+    return runner == "flink" and options.view_as(FlinkRunnerOptions).flink_master in _EMBEDDED_FLINK
+
+
+def _are_workers_of_the_driver(environment: PortableOptions) -> bool:
+    """Whether workers run on the machine of the driver: as its processes, or in a pool at its own address."""
+    if environment.environment_type == "PROCESS":
+        return True
+    pool = environment.environment_config or environment.lookup_environment_option("external_service_address")
+    return environment.environment_type == "EXTERNAL" and _is_this_machine(str(pool))
+
+
+def _is_this_machine(address: str) -> bool:
+    """Whether ``address`` (host:port) names the machine itself, as this machine sees it."""
+    return address.rpartition(":")[0] in _THIS_MACHINE
 
 
 def is_local_path(path: str) -> bool:
@@ -298,7 +350,9 @@ def _preset(engine: str, given: Namespace, flags: Sequence[str]) -> list[str]:
         preset |= {"--direct_num_workers": str(_available_cpus()), "--direct_running_mode": "multi_processing"}
     elif engine == "flink":
         master = given.flink_master or FlinkRunnerOptions().flink_master
-        preset["--environment_type"] = "LOOPBACK" if master in _EMBEDDED_FLINK else "DOCKER"
+        endpoint = given.job_endpoint
+        here = master in _EMBEDDED_FLINK and (not endpoint or _is_this_machine(endpoint))
+        preset["--environment_type"] = "LOOPBACK" if here else "DOCKER"
     named = {flag.split("=", 1)[0] for flag in flags}
     return [f"{flag}={value}" for flag, value in preset.items() if flag not in named]
 

@@ -81,7 +81,13 @@ def build(pipeline: beam.Pipeline, ledger: Ledger, options: PipelineOptions) -> 
 def main(argv: list[str]) -> None:
     """Parses the options, runs the pipeline, and says what was done."""
     options = parse_options(argv, VocabularyOptions, description=str(__doc__))
-    run_pipeline(options, build, doing="counting", done=lambda count: f"{count('rows'):,} n-grams released")
+    run_pipeline(
+        options,
+        build,
+        name="private_vocabulary",
+        doing="counting",
+        done=lambda count: f"{count('rows'):,} n-grams released",
+    )
 
 
 if __name__ == "__main__":

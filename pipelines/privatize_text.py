@@ -109,6 +109,7 @@ def main(argv: list[str]) -> None:
     run_pipeline(
         options,
         build,
+        name="privatize_text",
         doing="privatizing",
         done=lambda count: f"{count('privatized_rows'):,} rows and {count('privatized_words'):,} words privatized",
         paths={"--index": options.view_as(PrivatizeTextOptions).index},

@@ -10,8 +10,11 @@ from apache_beam.options.pipeline_options import PipelineOptions, TestOptions
 from apache_beam.runners.runner import PipelineState
 
 from beam_dp import Ledger, ReadBatches, WriteBatches
-from beam_dp.errors import BeamDpError
+from beam_dp.accounting.budget import BudgetRun, BudgetStore
+from beam_dp.errors import ArgumentError, BeamDpError, BudgetExceededError
+from beam_dp.io.files import find_inputs
 from beam_dp.io.publish import discard_staging
+from pipelines.budget_views import charged_lines
 from pipelines.main import progress, summary
 from pipelines.options import RunOptions, is_remote_engine, require_flags, require_remote_paths
 
@@ -23,35 +26,40 @@ def run_pipeline(
     options: PipelineOptions,
     build: Build,
     *,
+    name: str,
     doing: str,
     done: Callable[[Counter], str],
     paths: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Builds a pipeline, runs it, and prints its ledger and what was done.
+    """Builds a pipeline, charges it, runs it, and prints its ledger, what was done and what is left of the budget.
 
-    With ``--dry_run`` it prints the ledger and runs nothing. A run that fails leaves nothing staged.
+    With ``--dry_run`` it prints the ledger and what would be charged, and charges and runs nothing. A run that fails
+    leaves nothing staged; what it was charged stays charged.
 
     Args:
         options: of the command line.
         build: adds the transforms, `publish` as the last.
+        name: of the pipeline, in the history of the budget.
         doing: what is being done, for the display of progress.
         done: the line that says what was done; it gets the counters of this package by name.
         paths: flags (with dashes) and paths, beside those of `RunOptions`, that workers read.
 
     Raises:
-        ArgumentError: there is no ``--input`` or ``--output``, or workers on other machines could not reach a path.
+        ArgumentError: there is no ``--input`` or ``--output``, workers on other machines could not reach a path or the
+            budget, or one of ``--budget_store`` and ``--dataset`` is missing.
+        BudgetExceededError: the budget refuses the run, or, with ``--dry_run``, would refuse it.
     """
     require_flags(options, "input", "output")
     run = options.view_as(RunOptions)
     require_remote_paths(
         options, {**(paths or {}), "--input": run.input, "--output": run.output, "--ledger": run.ledger}
     )
-    ledger = Ledger()
+    budget = budget_run(options, name)
+    ledger = Ledger(budget=budget)
     pipeline = ledger.pipeline(options)
     build(pipeline, ledger, options)
     if options.view_as(TestOptions).dry_run:
-        ledger.seal()
-        summary(ledger.report(), "dry run: nothing was read or written")
+        _show_plan(ledger)
         return
     # Before the clean-up below is due: what is staged under this run id may be that of an earlier launch.
     pipeline.charge()
@@ -65,6 +73,8 @@ def run_pipeline(
         # On another machine the job may go on without this process.
         if not is_remote_engine(options):
             discard_staging(run.output, run.run_id, run.ledger)
+        if budget is not None:
+            summary(f"run {budget.run_id} was charged to data set {budget.dataset} and stays so: it may have drawn")
         raise
 
     def counter(name: str) -> int:
@@ -72,6 +82,57 @@ def run_pipeline(
         return sum(item.result for item in found)
 
     summary(ledger.report(), done(counter), f"published: {run.output}.manifest.json")
+    if budget is not None:
+        summary(*charged_lines(budget))
+
+
+def budget_run(options: PipelineOptions, name: str) -> BudgetRun | None:
+    """The launch that ``--budget_store``, ``--dataset`` and ``--run_id`` name; None where there is no budget.
+
+    Args:
+        options: with ``--input``.
+        name: of the pipeline.
+
+    Raises:
+        ArgumentError: only one of the two is given, the URL is no budget store's, or it names a file of this machine
+            although workers are on others.
+        InputError, ResourceError: as `find_inputs` raises.
+    """
+    run = options.view_as(RunOptions)
+    if run.budget_store is None and run.dataset is None:
+        return None
+    for flag, value, other in (
+        ("--budget_store", run.budget_store, "--dataset"),
+        ("--dataset", run.dataset, "--budget_store"),
+    ):
+        if not value:
+            raise ArgumentError(f"{flag} is required where {other} is given: write {flag}=VALUE, or leave both out")
+    store = BudgetStore(run.budget_store)
+    if store.is_local and is_remote_engine(options):
+        raise ArgumentError(
+            "--budget_store is a file on this machine, which the workers of this engine cannot reach: keep the budget "
+            "in postgresql:// or gs://"
+        )
+    inputs = [file.path for file in find_inputs(run.input)]
+    return store.run(run.dataset, run.run_id, pipeline=name, inputs=inputs)
+
+
+def _show_plan(ledger: Ledger) -> None:
+    """What a dry run says: the ledger and, where there is a budget, what it would be charged and would leave."""
+    ledger.seal()
+    budget = ledger.budget
+    if budget is None:
+        summary(ledger.report(), "dry run: nothing was read or written")
+        return
+    quote = budget.quote(ledger.to_dict())
+    summary(
+        ledger.report(),
+        f"would be charged to data set {budget.dataset}:",
+        *(f"  {line}" for line in quote.lines),
+        "dry run: nothing was charged, read or written",
+    )
+    if quote.refusal is not None:
+        raise BudgetExceededError(quote.refusal)
 
 
 def publish(

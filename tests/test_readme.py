@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from beam_dp.accounting.budget import BudgetStore
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -63,6 +65,9 @@ def test_commands_in_their_order(folder):
         if program == "make":
             # The recipes themselves are what the test suite and its tests of the demo run.
             done = run(["make", "--dry-run", "-C", str(ROOT), *arguments], folder)
+        elif program == "beam-dp":
+            # What the script of an installed package runs.
+            done = run([sys.executable, "-m", "pipelines.accountant", *arguments], folder)
         else:
             assert program == "python"
             done = run([sys.executable, *arguments], folder)
@@ -76,3 +81,9 @@ def test_commands_in_their_order(folder):
     # 333 and 667 rows; the noise has a standard deviation of 12 rows.
     assert all(abs(int(row["count"]) - rows) < 200 for row, rows in zip(items, (334, 666), strict=True))
     assert (folder / "public/words.manifest.json").exists()
+    account = BudgetStore(f"sqlite:///{folder}/budget.db").account("events")
+    assert [(run.run_id, run.state, run.charges[0].epsilon) for run in account.runs.values()] == [
+        ("week-7", "committed", 1.0)
+    ]
+    # Both runs that the report names.
+    assert ">2.0<" in (folder / "spent.html").read_text(encoding="utf-8")

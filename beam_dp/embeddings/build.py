@@ -99,13 +99,9 @@ def build_index(
         InputError: the source is missing or holds something that is refused; names file and line.
         ResourceError: the output cannot be written.
     """
-    require_choice("metric", metric, METRICS)
-    require_choice("format", format, FORMATS)
-    require_count("trees", trees)
-    if max_words is not None:
-        require_count("max_words", max_words, _MIN_WORDS)
-    _check_output(output, overwrite)
-    resolved = detect_format(vectors) if format == "auto" else format
+    resolved = check_build(
+        vectors, output, format=format, max_words=max_words, trees=trees, metric=metric, overwrite=overwrite
+    )
     unit = {"word2vec_binary": "record", "gensim": "record", "npy": "row"}.get(resolved, "line")
     vocabulary = VocabularyFilter(vectors, unit, max_words)
     bars = _bars(progress)
@@ -130,6 +126,33 @@ def build_index(
     except OSError as error:
         raise_write_error(error, "the index", output)
     return BuildReport(output, manifest_digest(data), manifest, vocabulary.dropped)
+
+
+def check_build(
+    vectors: str,
+    output: str,
+    *,
+    format: str = "auto",
+    max_words: int | None = None,
+    trees: int = 50,
+    metric: str = "euclidean",
+    overwrite: bool = False,
+) -> str:
+    """Checks arguments of `build_index`, as it does before it reads the vectors; writes nothing.
+
+    Returns:
+        the format of the vectors, never ``auto``.
+
+    Raises:
+        ArgumentError, InputError: as `build_index`.
+    """
+    require_choice("metric", metric, METRICS)
+    require_choice("format", format, FORMATS)
+    require_count("trees", trees)
+    if max_words is not None:
+        require_count("max_words", max_words, _MIN_WORDS)
+    _check_output(output, overwrite)
+    return detect_format(vectors) if format == "auto" else format
 
 
 def _check_output(output: str, overwrite: bool) -> None:

@@ -64,6 +64,40 @@ def test_an_existing_output_needs_overwrite(tmp_path: Path, source: Path, capfd:
     assert open_index(resolve_index(str(tmp_path / "index"))).size == 5
 
 
+def test_a_dry_run_says_what_would_be_built_and_writes_nothing(
+    tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (f"--vectors={source}", f"--output={tmp_path / 'new' / 'index'}", "--trees=2", "--dry_run")
+    status, out, err = run(capfd, *arguments, "--max_words=5")
+    assert (status, err) == (0, "")
+    assert "the first 5 usable words" in out and "format glove, dimension 3" in out and "2 Annoy trees" in out
+    assert out.splitlines()[-1] == "dry run: nothing was written"
+    assert [path.name for path in tmp_path.iterdir()] == ["v.txt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--vectors=no/such.txt"], "no/such.txt: no such file"),
+        (["--metric=cosine"], "metric must be one of"),
+        (["--trees=0"], "trees must be at least 1"),
+        (["--words=x"], "words goes with a .npy matrix only"),
+        (["--output=OCCUPIED"], "holds files that are not of an index"),
+        (["--vectors=EMPTY"], "holds no words"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_build_would(
+    tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str], change: list[str], message: str
+) -> None:
+    (tmp_path / "empty.txt").touch()
+    change = [flag.replace("OCCUPIED", str(tmp_path)).replace("EMPTY", str(tmp_path / "empty.txt")) for flag in change]
+    flags = [f"--vectors={source}", f"--output={tmp_path / 'index'}", *change]
+    status, out, err = run(capfd, *flags, "--dry_run")
+    assert (status, out) == (2, "")
+    assert message in err and err.count("\n") == 1
+    assert run(capfd, *flags)[0] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

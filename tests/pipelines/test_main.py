@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 
+from beam_dp.accounting.budget.missing import NoStoreError
 from beam_dp.errors import (
     ArgumentError,
     BeamDpError,
     BudgetExceededError,
+    BudgetStoreError,
     GrantError,
     IndexArtifactError,
     InputError,
@@ -219,8 +221,12 @@ def test_workers_import_what_a_checkout_holds() -> None:
         (ResourceError("x"), 2, "x"),
         (IndexArtifactError("x"), 2, "x"),
         (BudgetExceededError("the plan needs 2"), 3, "the plan needs 2"),
+        (BudgetStoreError("it is locked"), 2, "it is locked"),
+        (NoStoreError("there is none"), 2, "there is none"),
         (GrantError("no grant"), 1, "no grant"),
         (RuntimeError("beam_dp.errors.BudgetExceededError: too much [while running 'A']"), 3, "too much"),
+        (RuntimeError("beam_dp.errors.BudgetStoreError: it is locked [while running 'A']"), 2, "it is locked"),
+        (RuntimeError("beam_dp.accounting.budget.missing.NoStoreError: gone [while running 'A']"), 2, "gone"),
         (
             RuntimeError(
                 "Traceback (most recent call last):\n  x\nbeam_dp.errors.InputError: a\n\nDuring\n\n"
@@ -261,6 +267,8 @@ def test_errors_are_explained(error: Exception, status: int, message: str) -> No
         (RuntimeError(f"some text about beam_dp.errors.InputError: {SECRET}"), 1, "RuntimeError"),
         (RuntimeError(f"beam_dp.errors.NoSuchError: {SECRET}"), 1, "RuntimeError"),
         (RuntimeError(f"beam_dp.errors.math: {SECRET}"), 1, "RuntimeError"),
+        (RuntimeError(f"beam_dp.no_such.InputError: {SECRET}"), 1, "RuntimeError"),
+        (RuntimeError(f"beam_dp.guarantees.Guarantee: {SECRET}"), 1, "RuntimeError"),
         (OSError(SECRET), 2, "OSError"),
         (RuntimeError(f"ConnectionResetError: {SECRET} [while running 'W']"), 2, "ConnectionResetError"),
     ],

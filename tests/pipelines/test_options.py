@@ -83,6 +83,7 @@ def test_defaults() -> None:
     assert run.engine == "local"
     assert (run.overwrite, run.verbose) == (False, False)
     assert (run.input, run.output, run.ledger) == (None, None, None)
+    assert (run.budget_store, run.dataset) == (None, None)
     assert run.run_id != parse_options([]).view_as(RunOptions).run_id
     assert parse_options(["--run_id=night-7"]).view_as(RunOptions).run_id == "night-7"
     assert parse_options([f"--run_id={64 * 'r'}"]).view_as(RunOptions).run_id == 64 * "r"
@@ -297,5 +298,21 @@ def test_programs_without_a_pipeline_parse_as_strictly(capsys: pytest.CaptureFix
         with pytest.raises(ArgumentError, match=named):
             parse_flags(argv, declare, description="Builds.")
     with pytest.raises(SystemExit):
-        parse_flags(["-h"], declare, description="Builds.")
-    assert "Builds." in capsys.readouterr().out
+        parse_flags(["-h"], declare, description="Builds.", usage="build THINGS")
+    shown = capsys.readouterr().out
+    assert "usage: build THINGS" in shown and "Builds." in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "trees"),
+    [(["a", "--trees=3"], "a", 3), (["--trees", "3", "a"], "a", 3), (["--trees=3"], None, 3), (["a"], "a", 50)],
+)
+def test_a_name_may_stand_before_or_behind_the_flags(argv: list[str], name: str | None, trees: int) -> None:
+    def declare(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("name", nargs="?")
+        parser.add_argument("--trees", type=int, default=50)
+
+    given = parse_flags(argv, declare, description="Builds.")
+    assert (given.name, given.trees) == (name, trees)
+    with pytest.raises(ArgumentError, match="unexpected argument '"):
+        parse_flags(["b", "c", *argv], declare, description="Builds.")
