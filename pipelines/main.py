@@ -11,6 +11,7 @@ package's, whose messages hold no data.
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import contextlib
 import errno
@@ -24,7 +25,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 from apache_beam.options.pipeline_options import PipelineOptions
 from tqdm import tqdm
@@ -39,6 +40,7 @@ _INTERRUPTED = (130, "interrupted")
 _TERMINATED = (143, "terminated")
 _CRASHED = "a worker process died, e.g. because memory ran out; try fewer workers (--direct_num_workers)"
 _REFRESH_SECONDS = 0.5
+_PROGRESS_THREAD = "progress"
 _WHILE_RUNNING = r"(?: \[while running .*)?"
 _OUR_ERROR = re.compile(rf"^\s*(beam_dp(?:\.\w+)+)\.(\w+): (.*?){_WHILE_RUNNING}$", re.MULTILINE)
 _SYSTEM_ERROR = re.compile(r"^(\w+): \[Errno (\d+)\]", re.MULTILINE)
@@ -58,6 +60,9 @@ def run_main(body: Body, argv: Sequence[str] | None = None) -> int:
     early = EarlyEnd()
     with contextlib.ExitStack() as stack:
         if not verbose:
+            if argv is None:
+                # Registered last and so run first, before runners end the servers that they started, and say so.
+                stack.callback(atexit.register, _silence_for_good)
             stack.enter_context(_silence())
         stack.enter_context(late_workers_stop())
         try:
@@ -144,7 +149,7 @@ def progress(description: str, options: PipelineOptions | None = None, stream: T
                     bar.set_postfix_str(f"{_count_files(staging)} shards staged", refresh=False)
                 bar.refresh()
 
-        watcher = threading.Thread(target=watch, name="progress", daemon=True)
+        watcher = threading.Thread(target=watch, name=_PROGRESS_THREAD, daemon=True)
         watcher.start()
         try:
             yield
@@ -155,10 +160,11 @@ def progress(description: str, options: PipelineOptions | None = None, stream: T
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps Beam, its worker processes and warnings off stderr; what this process writes to sys.stderr stays.
+    """Keeps Beam, its workers and warnings off stderr; what this thread writes to sys.stderr stays.
 
     Worker processes inherit file descriptor 2 and print the tracebacks of failed bundles to it, whatever the log
-    level, so the descriptor itself points nowhere meanwhile.
+    level, so the descriptor itself points nowhere meanwhile. Workers that portable runners call back (LOOPBACK) are
+    threads of this process and print theirs to sys.stderr.
     """
     level = logging.root.manager.disable
     stderr = sys.stderr
@@ -169,10 +175,12 @@ def _silence() -> Iterator[None]:
         Path(os.devnull).open("wb") as nowhere,
     ):
         stack.callback(os.close, saved)
+        heard = stderr
         if _descriptor(stderr) == 2:
-            sys.stderr = stack.enter_context(
+            heard = stack.enter_context(
                 open(saved, "w", encoding=stderr.encoding, errors=stderr.errors, buffering=1, closefd=False)
             )
+        sys.stderr = cast(TextIO, _OfOneThread(heard))
         stderr.flush()
         os.dup2(nowhere.fileno(), 2)
         logging.disable(logging.CRITICAL)
@@ -184,6 +192,27 @@ def _silence() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(saved, 2)
             sys.stderr = stderr
+
+
+class _OfOneThread:
+    """A text stream that drops what threads write other than the one that made it, and the one of `progress`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._owner = threading.current_thread()
+
+    def write(self, text: str) -> int:
+        thread = threading.current_thread()
+        return self._stream.write(text) if thread is self._owner or thread.name == _PROGRESS_THREAD else len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _silence_for_good() -> None:
+    logging.disable(logging.CRITICAL)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
 
 def _descriptor(stream: TextIO) -> int | None:

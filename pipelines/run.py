@@ -11,7 +11,7 @@ from apache_beam.runners.runner import PipelineState
 
 from beam_dp import Ledger, ReadBatches, WriteBatches
 from beam_dp.accounting.budget import BudgetRun, BudgetStore
-from beam_dp.errors import ArgumentError, BeamDpError, BudgetExceededError
+from beam_dp.errors import ArgumentError, BeamDpError, BudgetExceededError, InputError
 from beam_dp.io.files import find_inputs
 from beam_dp.io.publish import discard_staging
 from pipelines.budget_views import charged_lines
@@ -153,6 +153,8 @@ def publish(
         options: with ``--output``.
     """
     run = options.view_as(RunOptions)
+    if ledger.budget is not None and set(source.paths) != set(ledger.budget.inputs or ()):
+        raise InputError("--input: files came or went while the pipeline was made; launch it again")
     sink = WriteBatches(
         run.output,
         format=source.format,

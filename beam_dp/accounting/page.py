@@ -221,8 +221,8 @@ def _curve(curve: Curve | None, epsilon: float, delta: float, unit: str, name: s
     )
     caption = (
         f"What was recorded for {unit} holds at each of these deltas with the epsilon that the curve has there, by "
-        "privacy loss distributions; in the table epsilon is rounded up. It is one promise seen from many sides: nothing "
-        "more is spent."
+        "privacy loss distributions; in the table epsilon is rounded up. It is one promise seen from many sides: "
+        "nothing more is spent."
     )
     excerpt = curve.excerpt()
     yield node(

@@ -98,4 +98,4 @@ def _interval(counts: Counter[PrivacyLoss]) -> float | None:
         return None
     typical = deviation / math.sqrt(counts.total())
     interval = max(min(spread / _POINTS, typical / _PART_OF_LOSS), spread / _MOST_POINTS)
-    return 2.0 ** max(math.floor(math.log2(interval)), _FINEST)
+    return 2.0 ** math.floor(math.log2(max(interval, 2.0**_FINEST)))

@@ -65,6 +65,7 @@ class _Source:
     """Everything that cutting the input into pieces depends on."""
 
     pattern: str
+    paths: frozenset[str]
     format: str
     split_bytes: int | None
 
@@ -195,6 +196,7 @@ class ReadBatches(beam.PTransform):
         self._paths = tuple(file.path for file in files)
         self._source = _Source(
             pattern=local_absolute(pattern),
+            paths=frozenset(self._paths),
             format=common_format(format, files),
             split_bytes=None if split_bytes is None else require_count("split_bytes", split_bytes),
         )
@@ -218,7 +220,10 @@ class ReadBatches(beam.PTransform):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The files that matched at construction, for ``WriteBatches(inputs=...)``, which then spares them."""
+        """The files that matched at construction: these are read, and none that comes later.
+
+        For ``WriteBatches(inputs=...)``, which then spares them.
+        """
         return self._paths
 
     def with_rejects(self) -> ReadBatches:
@@ -243,7 +248,13 @@ class ReadBatches(beam.PTransform):
 
 class _Cut(beam.DoFn):
     def process(self, source: _Source) -> Iterator[Piece]:
-        yield from plan_pieces(find_inputs(source.pattern), source.format, source.split_bytes)
+        files = [file for file in find_inputs(source.pattern) if file.path in source.paths]
+        if len(files) < len(source.paths):
+            raise InputError(
+                f"input: of {len(source.paths)} files that matched when the pipeline was made, "
+                f"{len(source.paths) - len(files)} are gone"
+            )
+        yield from plan_pieces(files, source.format, source.split_bytes)
 
 
 class _Read(beam.DoFn):

@@ -159,7 +159,11 @@ class PrivatizeText(beam.PTransform):
             fingerprint=work.fingerprint,
             diameter=self._diameter,
             share=self._share,
-            parameters={"max_words": self._options.max_words, "oov": self._options.oov},
+            parameters={
+                "max_words": self._options.max_words,
+                "oov": self._options.oov,
+                "keep_columns": list(self._shape.keep_columns),
+            },
         )
         fn = do_fn(work)
         outputs = pcoll | "Privatize" >> beam.ParDo(fn).with_outputs(_REJECTED, USAGE, main="rows")

@@ -114,6 +114,7 @@ def test_where_there_is_no_answer(loss: PrivacyLoss, applications: int, delta: f
 
 def test_what_delta_covers_alone_has_epsilon_zero() -> None:
     assert _epsilon(ParametersLoss(1e-9), 100, 1e-3) == 0
+    assert _epsilon(ParametersLoss(5e-324), 2, 1e-9) == 0
     assert _epsilon(ParametersLoss(0.5), 1, 0.9) == 0
 
 

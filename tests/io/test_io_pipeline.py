@@ -423,3 +423,22 @@ def _has(*lengths: int):
         assert [length for batch in found[0] for length in batch] == list(lengths), found
 
     return check
+
+
+def test_files_that_come_after_the_pipeline_was_made_are_not_read(tmp_path):
+    write_input(tmp_path / "in-1.txt", "text", ["early"])
+    with pipeline() as running:
+        batches = running | ReadBatches(f"{tmp_path}/in-*.txt")
+        write_input(tmp_path / "in-0.txt", "text", ["late"])
+        batches | WriteBatches(f"{tmp_path}/out", format="text")
+    assert content(tmp_path / "out") == "early\n"
+
+
+def test_files_that_go_after_the_pipeline_was_made_are_missed(tmp_path):
+    gone = write_input(tmp_path / "in-0.txt", "text", ["gone"])
+    write_input(tmp_path / "in-1.txt", "text", ["there"])
+    running = pipeline()
+    running | ReadBatches(f"{tmp_path}/in-*.txt") | WriteBatches(f"{tmp_path}/out", format="text")
+    gone.unlink()
+    with pytest.raises(Exception, match="of 2 files that matched when the pipeline was made, 1 are gone"):
+        running.run()

@@ -80,6 +80,11 @@ class BudgetRun:
         self._inputs = None if inputs is None else tuple(inputs)
         self._token = _token_of_this_process()
 
+    @property
+    def inputs(self) -> tuple[str, ...] | None:
+        """The files that the run says it reads; None if it does not say, and in workers."""
+        return self._inputs
+
     def quote(self, ledger: Mapping[str, Any]) -> Quote:
         """What a run of this plan would cost now; writes nothing.
 
@@ -92,7 +97,7 @@ class BudgetRun:
         body = self._reservation(ledger)
         account = self.store.account(self.dataset)
         refuse_outside(self.dataset, account.inputs, self._inputs)
-        at = max(self.store.now(), account.at)
+        at = self.store.now()
         done = is_done(account, RESERVE, body)
         charges = charges_of(ledger)
         return Quote(

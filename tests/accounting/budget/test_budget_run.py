@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from forking import Forks
-from memory_log import NOON, MemoryLog, StoreOn, user_charge, user_ledger, user_limit
+from memory_log import DAY, NOON, MemoryLog, StoreOn, user_charge, user_ledger, user_limit
 
 from beam_dp.accounting import Ledger
 from beam_dp.accounting.budget import BudgetRun, BudgetStore, Limit
 from beam_dp.accounting.budget.inputs import normalised_prefixes
+from beam_dp.accounting.budget.records import format_time
+from beam_dp.accounting.budget.store import Draft
 from beam_dp.errors import ArgumentError, BudgetExceededError, InputError
 from beam_dp.guarantees import CentralGuarantee, MetricGuarantee
 
@@ -150,6 +152,16 @@ def test_steps_need_a_reservation(store: BudgetStore, step: str) -> None:
         store.run("reviews", "r").reserve(user_ledger())
         with pytest.raises(BudgetExceededError, match=f"^run r is reserved already: {step} needs one that is running$"):
             getattr(store.run("reviews", "r"), step)()
+
+
+def test_a_lease_that_another_version_made_longer_is_not_cut(store: BudgetStore) -> None:
+    run = store.run("reviews", "r")
+    run.reserve(user_ledger())
+    token = store.account("reviews").runs["r"].token
+    body = {"run_id": "r", "token": token, "lease_until": format_time(NOON + 30 * DAY)}
+    store.transact("reviews", lambda account, at: Draft("start", body))
+    run.renew()
+    assert store.account("reviews").runs["r"].lease_until == NOON + 30 * DAY
 
 
 _FORKING = """
