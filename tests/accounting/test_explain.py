@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ from report_support import (
 
 from beam_dp.accounting import Ledger
 from beam_dp.accounting.explain import explain
-from beam_dp.guarantees import LocalGuarantee
+from beam_dp.guarantees import LocalGuarantee, MetricGuarantee
 
 
 def _flat(text: str) -> str:
@@ -71,11 +72,32 @@ def test_a_text_entry(said: dict[str, str]) -> None:
         "vectors and noise are floating-point numbers",
         "How many words of each text are in the public vocabulary of the index, up to 16 (oov=drop).",
         "How many texts there are, their order, timestamps and windows.",
-        "Columns that the step was told to keep, if any: they pass unchanged, and the ledger does not list them.",
+        "No column is kept beside it.",
         f"Index: {all_models().total()['metric']['index_digest']}",
     ):
         assert sentence in text, sentence
     assert "Assumed" not in text
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"keep_columns": ["id", "day"]}, "The columns id, day: they pass unchanged."),
+        ({}, "Columns that the step was told to keep, if any: they pass unchanged, and the ledger does not list them."),
+    ],
+    ids=["listed", "a ledger that is older"],
+)
+def test_columns_that_pass_beside_the_texts(parameters: dict[str, Any], sentence: str) -> None:
+    ledger = Ledger()
+    ledger.record(
+        label="Tickets",
+        mechanism="MultivariateLaplace(epsilon=8.0)",
+        guarantee=MetricGuarantee(epsilon=8.0, basis="proved", metric="euclidean", index_digest="ab" * 32),
+        max_applications=4,
+        fingerprint="x",
+        parameters=parameters,
+    )
+    assert sentence in _paragraphs(ledger)["1. Tickets"]
 
 
 def test_unknown_words_that_are_hidden() -> None:
