@@ -1,5 +1,7 @@
 """Differential privacy on Apache Beam: private text and tables at any scale, with a ledger of what they cost."""
 
+from beam_dp.accounting.budget import BudgetStore as BudgetStore
+from beam_dp.accounting.budget import Limit as Limit
 from beam_dp.accounting.ledger import Ledger as Ledger
 from beam_dp.accounting.shares import Part as Part
 from beam_dp.accounting.shares import Share as Share

@@ -27,6 +27,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from auditing import directed_epsilon
 
 from beam_dp import Ledger
+from beam_dp.accounting import drawing
 from beam_dp.aggregate import (
     Aggregate,
     Bounds,
@@ -42,7 +43,6 @@ from beam_dp.aggregate import (
     VectorSum,
     combine,
     sums,
-    transform,
 )
 from beam_dp.aggregate.metrics import NoisyTree
 from beam_dp.aggregate.quantile_tree import _Level
@@ -68,7 +68,7 @@ class SeededSource:
 def seeded() -> Iterator[None]:
     """The product with `SeededSource`."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (sums, transform, combine):
+        for module in (sums, drawing):
             patch.setattr(module, "SecureSource", SeededSource)
         SeededSource.made = itertools.count()
         yield
