@@ -11,7 +11,7 @@ import aggregate_audits as audits
 import numpy as np
 import pytest
 
-from beam_dp.aggregate import bounds, budget, noise, partials, quantile_tree, release, sums, transform
+from beam_dp.aggregate import bounds, budget, noise, partials, planning, quantile_tree, release, sums, transform
 from beam_dp.aggregate.buckets import cut
 from beam_dp.aggregate.columns import hash_keys
 from beam_dp.aggregate.noise import LaplaceNoise
@@ -98,7 +98,7 @@ def budget_spent_twice(patch):
         parts = [budget.split_budget(whole, (metric,), *rest) for metric in metrics]
         return replace(parts[0], releases=tuple(item for part in parts for item in part.releases))
 
-    patch.setattr(transform, "split_budget", split)
+    patch.setattr(planning, "split_budget", split)
 
 
 def keeps_one_too_early(patch):
