@@ -42,8 +42,8 @@ setup(
         "tqdm>=4.60,<5",
     ],
     extras_require={
-        # Beam's own extra brings the clients of Cloud Storage and Secret Manager, which the budget store uses; 2.16: the
-        # latter speaks REST, since a process that forks after gRPC may hang.
+        # Beam's own extra brings the clients of Cloud Storage and Secret Manager, which the budget store uses; 2.16:
+        # the latter speaks REST, since a process that forks after gRPC may hang.
         "gcp": ["apache-beam[gcp]>=2.66,<3", "google-cloud-secret-manager>=2.16,<3"],
         # The budget store on PostgreSQL; 3.1: connections without libpq of the machine.
         "postgres": ["psycopg[binary]>=3.1,<4"],

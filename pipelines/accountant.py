@@ -26,8 +26,8 @@ from apache_beam.io.filesystems import FileSystems
 from beam_dp import Ledger, resolve_index
 from beam_dp.accounting.budget import BudgetStore, Limit
 from beam_dp.accounting.budget.charges import DOCUMENT, MODELS, WORD
-from beam_dp.accounting.explain import explain
-from beam_dp.accounting.runs import report_runs
+from beam_dp.accounting.report.explain import explain
+from beam_dp.accounting.report.runs import report_runs
 from beam_dp.embeddings.broadcast import read_manifest
 from beam_dp.errors import ArgumentError, InputError, ResourceError
 from beam_dp.io.files import (

@@ -13,7 +13,7 @@ from typing import Any
 from beam_dp.accounting.budget import Account, Amount, BudgetRun, BudgetStore, Charge, Limit, Record, Run
 from beam_dp.accounting.budget.account import RESERVED, RUNNING, left_of, told
 from beam_dp.accounting.budget.charges import unit_of
-from beam_dp.accounting.wording import printable
+from beam_dp.accounting.report.wording import printable
 from beam_dp.errors import BeamDpError
 
 FORMATS = ("text", "tsv", "json")

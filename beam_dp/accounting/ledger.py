@@ -17,7 +17,7 @@ from beam_dp.accounting.composition import compose
 from beam_dp.accounting.entries import Entry, Json, plan_hash_of, sha256_of
 from beam_dp.accounting.grants import Grant, Plan, live_ledgers
 from beam_dp.accounting.loss import PrivacyLoss
-from beam_dp.accounting.report import render_text
+from beam_dp.accounting.report.text import render_text
 from beam_dp.accounting.shares import Part, Share, ShareBook, Shares, require_share
 from beam_dp.errors import ArgumentError, BeamDpError, InputError, LedgerSealedError, require_choice
 from beam_dp.guarantees import Guarantee
@@ -229,7 +229,7 @@ class Ledger:
         if format == "json":
             return self.to_json()
         if format == "html":
-            from beam_dp.accounting.page import render_page  # noqa: PLC0415  (it composes many curves; text needs none)
+            from beam_dp.accounting.report.page import render_page  # noqa: PLC0415  (it composes many curves; text needs none)
 
             shares = self._shares.to_json()
             return render_page(self.entries, self.total(), shares, plan_hash=self.plan_hash, sealed=self.sealed)

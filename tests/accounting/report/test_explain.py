@@ -22,7 +22,7 @@ from report_support import (
 )
 
 from beam_dp.accounting import Ledger
-from beam_dp.accounting.explain import explain
+from beam_dp.accounting.report.explain import explain
 from beam_dp.guarantees import LocalGuarantee, MetricGuarantee
 
 

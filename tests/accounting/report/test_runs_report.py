@@ -15,7 +15,7 @@ from report_support import DIGEST, EVIL, Page, all_models, record_central, recor
 
 from beam_dp.accounting import Ledger
 from beam_dp.accounting.budget.charges import charges_of
-from beam_dp.accounting.runs import report_runs
+from beam_dp.accounting.report.runs import report_runs
 from beam_dp.errors import ArgumentError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from beam_dp.accounting.composition import NOT_PRIVATE
 from beam_dp.accounting.entries import Entry
-from beam_dp.accounting.wording import printable
+from beam_dp.accounting.report.wording import printable
 
 WIDTH = 100
 _COLUMNS = (("label", 22), ("mechanism", 34), ("promise", 30), ("uses", 8))

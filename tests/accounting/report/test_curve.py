@@ -10,8 +10,8 @@ from report_support import LAPLACE, central_entry, hundred_laplace, record_centr
 
 from beam_dp.accounting import DiscreteLaplaceLoss, Ledger
 from beam_dp.accounting.composition import compose_central
-from beam_dp.accounting.curve import Curve, central_curve, parts_of
 from beam_dp.accounting.pld import pld_epsilon
+from beam_dp.accounting.report.curve import Curve, central_curve, parts_of
 
 
 def test_the_curve_of_a_hundred_laplace_mechanisms() -> None:

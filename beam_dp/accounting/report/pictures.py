@@ -15,9 +15,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from beam_dp.accounting.curve import Curve, Part
+from beam_dp.accounting.report.curve import Curve, Part
+from beam_dp.accounting.report.wording import exact, printable
 from beam_dp.accounting.rounding import round_up
-from beam_dp.accounting.wording import exact, printable
 from beam_dp.errors import ArgumentError
 
 if TYPE_CHECKING:

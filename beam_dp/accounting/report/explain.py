@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from beam_dp.accounting.composition import NOT_PRIVATE
 from beam_dp.accounting.entries import Entry
-from beam_dp.accounting.statements import (
+from beam_dp.accounting.report.statements import (
     assumed,
     is_open,
     promised,
@@ -21,7 +21,7 @@ from beam_dp.accounting.statements import (
     rests_on,
     unprotected,
 )
-from beam_dp.accounting.wording import (
+from beam_dp.accounting.report.wording import (
     central_promise,
     chance,
     document_promise,

@@ -11,8 +11,8 @@ from typing import Any
 
 from beam_dp.accounting.composition import NOT_PRIVATE
 from beam_dp.accounting.entries import Entry
+from beam_dp.accounting.report.wording import central_promise, chance, exact, local_promise, word_promise
 from beam_dp.accounting.rounding import float_up, round_up
-from beam_dp.accounting.wording import central_promise, chance, exact, local_promise, word_promise
 from beam_dp.guarantees import CentralGuarantee, Guarantee, LocalGuarantee, MetricGuarantee
 
 _ENFORCED = "by enforcement"

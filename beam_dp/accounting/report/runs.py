@@ -19,12 +19,12 @@ from xml.etree.ElementTree import Element
 from beam_dp.accounting.budget.charges import DOCUMENT_KEY, MODELS, NOTHING, Charge, Key, charges_of
 from beam_dp.accounting.composition import NOT_PRIVATE
 from beam_dp.accounting.ledger import Ledger
-from beam_dp.accounting.markup import document, node, row, table
-from beam_dp.accounting.page import alarm
-from beam_dp.accounting.report import WIDTH
+from beam_dp.accounting.report.markup import document, node, row, table
+from beam_dp.accounting.report.page import alarm
+from beam_dp.accounting.report.statements import is_open
+from beam_dp.accounting.report.text import WIDTH
+from beam_dp.accounting.report.wording import central_promise, document_promise, local_promise, printable, word_promise
 from beam_dp.accounting.rounding import written_up
-from beam_dp.accounting.statements import is_open
-from beam_dp.accounting.wording import central_promise, document_promise, local_promise, printable, word_promise
 from beam_dp.errors import ArgumentError, require_choice
 
 Format = Literal["text", "tsv", "json", "html"]

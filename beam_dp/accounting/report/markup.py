@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from xml.etree.ElementTree import Element
 
-from beam_dp.accounting.wording import printable
+from beam_dp.accounting.report.wording import printable
 
 _VOID = frozenset({"meta"})
 _BLOCKS = frozenset(

@@ -14,12 +14,12 @@ from xml.etree import ElementTree
 import pytest
 from report_support import EVIL, hundred_laplace
 
-from beam_dp.accounting.curve import Curve, Part, central_curve
-from beam_dp.accounting.markup import markup_of
-from beam_dp.accounting.pictures import curve_picture, parts_picture
+from beam_dp.accounting.report.curve import Curve, Part, central_curve
+from beam_dp.accounting.report.markup import markup_of
+from beam_dp.accounting.report.pictures import curve_picture, parts_picture
 from beam_dp.errors import ArgumentError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PARTS = [Part("a", (Fraction(1), Fraction(2))), Part("b", (Fraction(1, 2),)), Part("c", (Fraction(3, 2),))]
 
 
@@ -154,8 +154,8 @@ package = types.ModuleType('beam_dp')  # stands in for the public face, which im
 package.__path__ = ['beam_dp']
 sys.modules['beam_dp'] = package
 from fractions import Fraction
-from beam_dp.accounting.curve import Curve, Part
-from beam_dp.accounting import pictures
+from beam_dp.accounting.report.curve import Curve, Part
+from beam_dp.accounting.report import pictures
 assert 'matplotlib' not in sys.modules
 import matplotlib
 from xml.etree.ElementTree import tostring

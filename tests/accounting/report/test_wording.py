@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from beam_dp.accounting.wording import chance, exact, factor, plus, printable, times_as_likely
+from beam_dp.accounting.report.wording import chance, exact, factor, plus, printable, times_as_likely
 
 LN_10_FROM_BELOW = Fraction("2.302585092994045684")
 

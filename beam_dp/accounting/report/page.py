@@ -12,19 +12,19 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from beam_dp.accounting.composition import NOT_PRIVATE
-from beam_dp.accounting.curve import Curve, central_curve, parts_of
 from beam_dp.accounting.entries import Entry
-from beam_dp.accounting.markup import document, node, row, table
-from beam_dp.accounting.pictures import curve_picture, parts_picture
-from beam_dp.accounting.rounding import round_up
-from beam_dp.accounting.statements import assumed, is_open
-from beam_dp.accounting.wording import (
+from beam_dp.accounting.report.curve import Curve, central_curve, parts_of
+from beam_dp.accounting.report.markup import document, node, row, table
+from beam_dp.accounting.report.pictures import curve_picture, parts_picture
+from beam_dp.accounting.report.statements import assumed, is_open
+from beam_dp.accounting.report.wording import (
     central_promise,
     document_promise,
     exact,
     local_promise,
     word_promise,
 )
+from beam_dp.accounting.rounding import round_up
 from beam_dp.guarantees import MetricGuarantee
 
 Total = Mapping[str, Any]
