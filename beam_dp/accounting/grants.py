@@ -34,6 +34,10 @@ class _Handle:
         self._ledger: Ledger | None = ledger
         self._embedded: dict[str, Any] = {}
 
+    def is_of(self, ledger: Ledger) -> bool:
+        """Whether this is a handle of ``ledger``."""
+        return self._ledger_id == ledger.id
+
     def _of(self, ledger: Ledger) -> dict[str, Any]:
         """What of a live ledger is embedded."""
         return ledger.to_dict()
@@ -55,10 +59,6 @@ class Plan(_Handle):
     def __init__(self, ledger: Ledger) -> None:
         super().__init__(ledger)
         self._budget: BudgetRun | None = ledger.budget
-
-    def is_of(self, ledger: Ledger) -> bool:
-        """Whether this is the plan of ``ledger``."""
-        return self._ledger_id == ledger.id
 
     def ledger_json(self) -> dict[str, Any]:
         """`Ledger.to_dict` of the live ledger where there is one, else of the plan embedded at submission."""
@@ -96,14 +96,15 @@ class Grant(_Handle):
     def __init__(self, ledger: Ledger, label: str) -> None:
         super().__init__(ledger)
         self.label = label
+        budget = ledger.budget
+        self._budget = budget if budget is not None and budget.started_by_workers else None
         # The promise of the moment when it was recorded: one that changes later is no longer what was granted.
         self._recorded = sha256_of(canonical_json(self._entry(self._known())))
 
     def _of(self, ledger: Ledger) -> dict[str, Any]:
         # No totals: they take time, and a DoFn does not need them.
         entries = [entry.to_json() for entry in ledger.entries]
-        charged = ledger.budget is not None
-        return {"plan_hash": ledger.plan_hash, "sealed": ledger.sealed, "charged": charged, "entries": entries}
+        return {"plan_hash": ledger.plan_hash, "sealed": ledger.sealed, "charged": ledger.charged, "entries": entries}
 
     def _entry(self, plan: Mapping[str, Any]) -> dict[str, Any] | None:
         return next((entry for entry in plan["entries"] if entry["label"] == self.label), None)
@@ -118,10 +119,11 @@ class Grant(_Handle):
         Raises:
             GrantError: the plan has no such entry, or it promises something else than what would run; or the plan was
                 changed since it was sealed, or was never charged to the budget that its ledger has.
+            BudgetExceededError: workers start the run, and it was not charged, is void, or another graph has it.
         """
         plan = self._known()
         require_unchanged(plan)
-        if plan["charged"] and not plan["sealed"]:
+        if not plan["charged"]:
             raise GrantError(
                 f"{self.label} belongs to a ledger with a budget, which was not charged: run the pipeline that "
                 "ledger.pipeline() made"
@@ -134,6 +136,8 @@ class Grant(_Handle):
                 f"{self.label} would run another mechanism, index or bound than its ledger entry says: construct the "
                 "transform anew instead of changing it"
             )
+        if self._budget is not None:
+            self._budget.start()
 
     def usage(self, fingerprint: str, *, node: str | None, piece: int | None = None) -> str:
         """A record that this grant was used, for the comparison with the plan; see `beam_dp.accounting.usage`.

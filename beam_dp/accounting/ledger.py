@@ -13,20 +13,27 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from beam_dp.accounting.budget import BudgetRun
 from beam_dp.accounting.composition import compose
 from beam_dp.accounting.entries import Entry, Json, plan_hash_of, sha256_of
 from beam_dp.accounting.grants import Grant, Plan, live_ledgers
 from beam_dp.accounting.loss import PrivacyLoss
 from beam_dp.accounting.report.text import render_text
 from beam_dp.accounting.shares import Part, Share, ShareBook, Shares, require_share
-from beam_dp.errors import ArgumentError, BeamDpError, InputError, LedgerSealedError, require_choice
+from beam_dp.errors import (
+    ArgumentError,
+    BeamDpError,
+    InputError,
+    LedgerSealedError,
+    describe_kind,
+    require_choice,
+)
 from beam_dp.guarantees import Guarantee
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.runner import PipelineRunner
 
-    from beam_dp.accounting.budget import BudgetRun
     from beam_dp.accounting.pipeline import LedgerPipeline
 
 SCHEMA_VERSION = 1
@@ -49,11 +56,14 @@ class Ledger:
             or several of different models. Every entry of a model that has shares needs one.
 
     Raises:
-        ArgumentError: two of ``shares`` are of one model, or have a name in common.
+        ArgumentError: ``budget`` is no `BudgetRun`; two of ``shares`` are of one model, or have a name in common.
     """
 
     def __init__(self, *, budget: BudgetRun | None = None, shares: Shares | Sequence[Shares] = ()) -> None:
-        self.budget = budget
+        if budget is not None and not isinstance(budget, BudgetRun):
+            raise ArgumentError(f"budget must be what BudgetStore.run returns, not {describe_kind(budget)}")
+        self._budget = budget
+        self._charged = False
         self.id = uuid.uuid4().hex
         self._entries: dict[str, Entry] = {}
         self._sealed_hash: str | None = None
@@ -66,6 +76,16 @@ class Ledger:
         """The entries in the order in which they were recorded."""
         with self._lock:
             return tuple(self._entries.values())
+
+    @property
+    def budget(self) -> BudgetRun | None:
+        """What the pipeline is charged to; None if it is charged to nothing."""
+        return self._budget
+
+    @property
+    def charged(self) -> bool:
+        """Whether the workers may draw: the plan is charged to the budget, or there is none."""
+        return self._budget is None or self._charged
 
     @property
     def sealed(self) -> bool:
@@ -168,6 +188,19 @@ class Ledger:
             if not self.sealed:
                 self._shares.require_all_fit(self.entries)
             self._sealed_hash = self.plan_hash
+
+    def charge(self) -> None:
+        """Seals the plan and charges it to the budget, if there is one; before that no worker draws.
+
+        Raises:
+            BudgetExceededError: the budget refuses, or the run id was used before.
+        """
+        self.seal()
+        if self._budget is not None:
+            self._budget.reserve(self.to_dict())
+            if not self._budget.started_by_workers:
+                self._budget.start()
+        self._charged = True
 
     def total(self) -> dict[str, Any]:
         """What the entries promise together, for each model apart: see `beam_dp.accounting.composition`."""

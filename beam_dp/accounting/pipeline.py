@@ -11,7 +11,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from apache_beam.pvalue import PValue
-from apache_beam.runners.runner import PipelineResult, PipelineRunner
+from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
 from apache_beam.transforms.window import GlobalWindows
 
 from beam_dp.accounting.drawing import DrawingDoFn
@@ -88,11 +88,7 @@ class LedgerPipeline(beam.Pipeline):
         if self._charged:
             return
         self._require_one_step_an_entry()
-        self.ledger.seal()
-        budget = self.ledger.budget
-        if budget is not None:
-            budget.reserve(self.ledger.to_dict())
-            budget.start()
+        self.ledger.charge()
         self._charged = True
 
     def __exit__(
@@ -107,11 +103,12 @@ class LedgerPipeline(beam.Pipeline):
         success is what says that output may have been seen.
         """
         super().__exit__(exc_type, exc_val, exc_tb)
-        if exc_type is None and self.ledger.budget is not None:
-            self.ledger.budget.commit()
+        budget = self.ledger.budget
+        if exc_type is None and budget is not None and self.result.state == PipelineState.DONE:
+            budget.commit()
 
     def _require_one_step_an_entry(self) -> None:
-        steps = _DrawingSteps()
+        steps = _DrawingSteps(self.ledger)
         self.visit(steps)
         for label, count in steps.found.items():
             if count > 1:
@@ -127,15 +124,20 @@ class LedgerPipeline(beam.Pipeline):
 
 
 class _DrawingSteps(PipelineVisitor):
-    """How many steps draw under each label."""
+    """How many steps draw under each label of a ledger; steps of another one are refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
         self.found: Counter[str] = Counter()
 
     def visit_transform(self, transform_node: AppliedPTransform) -> None:
         step = transform_node.transform
         if isinstance(step, beam.ParDo) and isinstance(step.fn, DrawingDoFn):
-            self.found.update({grant.label for grant, _ in step.fn.granted() if grant is not None})
+            grants = [grant for grant, _ in step.fn.granted() if grant is not None]
+            for grant in grants:
+                if not grant.is_of(self._ledger):
+                    raise GrantError(f"{grant.label}: this step draws under a grant of another ledger")
+            self.found.update({grant.label for grant in grants})
 
 
 def ledger_of(source: PValue | beam.Pipeline, ledger: Ledger | None = None) -> Ledger:
@@ -147,7 +149,7 @@ def ledger_of(source: PValue | beam.Pipeline, ledger: Ledger | None = None) -> L
 
     Raises:
         ArgumentError: ``ledger`` is not a `Ledger`, or not the one that the pipeline seals, or one with a budget, which
-            a plain `beam.Pipeline` would not charge.
+            a plain `beam.Pipeline` would not charge (`beam_dp.accounting.expansion` does).
         GrantError: there is neither.
     """
     pipeline = source if isinstance(source, beam.Pipeline) else source.pipeline
@@ -161,7 +163,7 @@ def ledger_of(source: PValue | beam.Pipeline, ledger: Ledger | None = None) -> L
         return own
     if not isinstance(ledger, Ledger):
         raise ArgumentError(f"ledger must be a Ledger, not {describe_kind(ledger)}")
-    if own is None and ledger.budget is not None:
+    if own is None and ledger.budget is not None and not ledger.budget.started_by_workers:
         raise ArgumentError(
             "this ledger has a budget, which a plain beam.Pipeline does not charge: use 'with ledger.pipeline() as p:'"
         )

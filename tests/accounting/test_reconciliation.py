@@ -12,6 +12,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
 
 from beam_dp import Aggregate, Bounds, Budget, Count, Ledger, RandomizedResponse, WriteBatches
 from beam_dp.accounting.budget import BudgetRun, BudgetStore, Limit
@@ -155,6 +156,49 @@ def test_an_entry_that_no_step_draws_under_is_refused_where_there_is_a_budget(tm
     assert state_of(tmp_path) is None
 
 
+def test_a_runner_that_is_called_past_the_pipeline_draws_nothing_uncharged(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    options = PipelineOptions(ONE_PROCESS)
+    ledger = Ledger(budget=run_of(tmp_path / "store"))
+    pipeline = ledger.pipeline(options)
+    build(pipeline, tmp_path / "out" / "items")
+    ledger.seal()
+    with pytest.raises(Exception, match="was not charged"):
+        pipeline.runner.run_pipeline(pipeline, options).wait_until_finish()
+    assert state_of(tmp_path / "store") is None
+    assert not list(tmp_path.glob("out/items-*"))
+
+
+def test_a_pipeline_that_the_budget_refused_draws_nothing_when_it_is_run_otherwise(tmp_path: Path) -> None:
+    options = PipelineOptions(ONE_PROCESS)
+    pipeline = Ledger(budget=run_of(tmp_path, epsilon=0.5)).pipeline(options)
+    build(pipeline, tmp_path / "items")
+    with pytest.raises(BudgetExceededError):
+        pipeline.run()
+    again = beam.Pipeline.from_runner_api(pipeline.to_runner_api(), pipeline.runner, options)
+    with pytest.raises(Exception, match="was not charged"):
+        again.run().wait_until_finish()
+
+
+def test_a_run_that_ended_otherwise_than_well_is_not_committed(tmp_path: Path) -> None:
+    class Cancelled(PipelineResult):
+        def wait_until_finish(self, duration: int | None = None) -> str:
+            return PipelineState.CANCELLED
+
+    class Cancelling(PipelineRunner):
+        def run_pipeline(self, pipeline: beam.Pipeline, options: PipelineOptions) -> PipelineResult:
+            return Cancelled(PipelineState.CANCELLED)
+
+    with Ledger(budget=run_of(tmp_path)).pipeline(PipelineOptions(), Cancelling()) as pipeline:
+        pipeline | beam.Create([ROWS]).with_output_types(pa.RecordBatch) | counted()
+    assert state_of(tmp_path) == "running"
+
+
+def test_a_budget_is_what_a_store_gives() -> None:
+    with pytest.raises(ArgumentError, match=r"budget must be what BudgetStore\.run returns, not a value of type str"):
+        Ledger(budget="sqlite:///budget.db")
+
+
 # The planted bugs.
 
 
@@ -222,7 +266,17 @@ def test_an_epsilon_that_changes_before_the_seal_is_no_longer_what_was_granted(t
         pipeline.run()
 
 
-def test_a_step_of_another_plan_is_refused_by_the_sink(tmp_path: Path) -> None:
+def test_a_step_with_a_grant_of_another_ledger_is_refused_before_anything_runs() -> None:
+    other = Ledger().pipeline(PipelineOptions(ONE_PROCESS))
+    other | beam.Create(["a"]) | "Answers" >> RandomizedResponse(categories=["a", "b"], epsilon=9)
+    (strange,) = drawing_dofns(other)
+    pipeline = Ledger().pipeline(PipelineOptions(ONE_PROCESS))
+    pipeline | beam.Create(["a"]) | beam.ParDo(strange)
+    with pytest.raises(GrantError, match="Answers: this step draws under a grant of another ledger"):
+        pipeline.run()
+
+
+def test_a_step_of_another_plan_is_refused_by_the_sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Ledger().pipeline(PipelineOptions(ONE_PROCESS))
     other | beam.Create(["a"]) | "Answers" >> RandomizedResponse(categories=["a", "b"], epsilon=9)
     (strange,) = drawing_dofns(other)
@@ -231,6 +285,7 @@ def test_a_step_of_another_plan_is_refused_by_the_sink(tmp_path: Path) -> None:
     drawn = answers | "Answers" >> RandomizedResponse(categories=["a", "b"], epsilon=1)
     # A copy of the step with the grants of the other plan, under the same label and with the same output.
     (fn,) = drawing_dofns(pipeline)
+    monkeypatch.setattr(LedgerPipeline, "_require_one_step_an_entry", lambda self: None)
     fn._work = strange._work
     batches = drawn | beam.Map(lambda text: pa.record_batch({"answer": [text]})).with_output_types(pa.RecordBatch)
     batches | WriteBatches(f"{tmp_path}/answers", format="csv", run_id="r")

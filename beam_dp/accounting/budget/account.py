@@ -28,6 +28,7 @@ class Run:
         charges: what it costs.
         at: when it was reserved, UTC.
         lease_until: until when nobody may void it once it is running, UTC; None before.
+        launch: random, of the graph whose workers started it; None before, and where the launching process did.
     """
 
     run_id: str
@@ -38,6 +39,7 @@ class Run:
     charges: tuple[Charge, ...]
     at: datetime
     lease_until: datetime | None = None
+    launch: str | None = None
 
     def lease_expired(self, at: datetime) -> bool:
         """Whether the run was started and its lease is over at ``at`` (UTC, aware)."""

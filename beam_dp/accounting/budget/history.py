@@ -4,7 +4,7 @@ Records by kind, with the fields of their bodies
     create  schema, inputs                          the first record, and only that
     limit   limit                                   a limit of a key that has none
     reserve run_id, token, plan_hash, pipeline, charges, ledger      charges a run
-    start   run_id, token, lease_until              the one moment at which a reserved run becomes a launch
+    start   run_id, token, lease_until, [launch]    the one moment at which a reserved run becomes a launch
     renew   run_id, token, lease_until              a later end of the lease of a running run
     commit  run_id, token                           its output is published
     void    run_id, was, signed_by, statement       it never published and never will: its charge is given back
@@ -23,7 +23,8 @@ Why no limit is ever exceeded. Let H(n) be records 0 to n of a data set.
 So S, spent and reserved alike, is at most the limit at every moment and under any number of concurrent launches, since
 there is no moment that is not behind some H(n).
 
-Why nothing runs that is not charged. A launch submits only once its own ``start`` record is there. ``start`` needs a
+Why nothing runs that is not charged. A launch submits only once its own ``start`` record is there, or, where others own
+the pipeline, a worker draws only once the ``start`` record of its own graph (``launch``) is there. ``start`` needs a
 reserved run, which ``reserve`` has charged, and takes it away, so one run id is launched at most once. A launch that
 dies leaves its charge behind: only a person can give it back, with a name and for an output that nobody saw. A run that
 is void can do nothing more: ``renew``, which comes right before the output is published, is refused.
@@ -89,13 +90,16 @@ def is_done(account: Account, kind: str, body: Body) -> bool:
     """Whether the history says already what this record would, so that asking again writes nothing.
 
     That is so for a reservation by the same process for the same plan that was not started yet (Beam may construct a
-    graph twice), and for ``renew`` and ``commit`` of a committed run by its own launch (Beam may run a bundle again).
+    graph twice), for ``start`` by another worker of the same graph, and for ``renew`` and ``commit`` of a committed run
+    by its own launch (Beam may run a bundle again).
     """
     run = account.runs.get(body["run_id"])
     if run is None or run.token != body["token"]:
         return False
     if kind == RESERVE:
         return run.state == RESERVED and run.plan_hash == body["plan_hash"]
+    if kind == START:
+        return run.state == RUNNING and run.launch is not None and run.launch == body.get("launch")
     return kind in (RENEW, COMMIT) and run.state == COMMITTED
 
 
@@ -198,7 +202,9 @@ def _reserved(body: Body, at: datetime) -> Run:
 
 
 _CHANGES: dict[str, Callable[[Run, Body], Run]] = {
-    START: lambda run, body: replace(run, state=RUNNING, lease_until=parse_time(body["lease_until"])),
+    START: lambda run, body: replace(
+        run, state=RUNNING, lease_until=parse_time(body["lease_until"]), launch=_launch(body)
+    ),
     RENEW: lambda run, body: replace(run, lease_until=parse_time(body["lease_until"])),
     COMMIT: lambda run, body: replace(run, state=COMMITTED),
     VOID: lambda run, body: replace(run, state=VOIDED),
@@ -218,6 +224,11 @@ def _charge(items: tuple[tuple[str, Any], ...], types: tuple[type, ...]) -> Char
 
 def _described(run: Run) -> str:
     return f"run {run.run_id}" + (f" of {run.pipeline}" if run.pipeline else "") + f" is {run.state} already"
+
+
+def _launch(body: Body) -> str | None:
+    launch = body.get("launch")
+    return None if launch is None else _text(launch)
 
 
 def _text(value: object) -> str:

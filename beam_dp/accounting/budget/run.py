@@ -44,12 +44,17 @@ class BudgetRun:
 
     All launches of one id that one process makes are the same one; a fork is another process.
 
+    Where somebody else owns the pipeline (Beam YAML, a Java program), nothing here sees its submission. There the
+    workers start the run before they draw: of all graphs that were made for one run id, those of one do.
+
     Args:
         store: where the budget is kept.
         dataset: name of the data set.
         run_id: 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit.
         pipeline: says in the history what was launched, at most 200 characters; no data.
         inputs: paths of the files that the pipeline reads; None if nobody says.
+        started_by_workers: whether workers call ``start``. This object, and its copies in workers, then stand for one
+            graph, which must run once.
 
     Raises:
         ArgumentError: an argument is none of that.
@@ -66,6 +71,7 @@ class BudgetRun:
         *,
         pipeline: str = "",
         inputs: Sequence[str] | None = None,
+        started_by_workers: bool = False,
     ) -> None:
         if not isinstance(store, BudgetStore):
             raise ArgumentError(f"store must be a BudgetStore, not {describe_kind(store)}")
@@ -79,11 +85,17 @@ class BudgetRun:
         self._pipeline = pipeline
         self._inputs = None if inputs is None else tuple(inputs)
         self._token = _token_of_this_process()
+        self._launch = secrets.token_hex(16) if started_by_workers else None
 
     @property
     def inputs(self) -> tuple[str, ...] | None:
         """The files that the run says it reads; None if it does not say, and in workers."""
         return self._inputs
+
+    @property
+    def started_by_workers(self) -> bool:
+        """Whether workers start the run, before they draw, and not the process that launches it."""
+        return self._launch is not None
 
     def quote(self, ledger: Mapping[str, Any]) -> Quote:
         """What a run of this plan would cost now; writes nothing.
@@ -128,12 +140,17 @@ class BudgetRun:
         self.store.transact(self.dataset, charge)
 
     def start(self) -> None:
-        """Takes the right to launch, which only one caller ever gets.
+        """Takes the right to launch, which only one caller ever gets; with ``started_by_workers`` only one graph, whose
+        workers may ask again.
 
         Raises:
             BudgetExceededError: the run is not reserved by this launch, was started already, or is void.
         """
+        if self._launch in _started_here:
+            return
         self._step(START)
+        if self._launch is not None:
+            _started_here.add(self._launch)
 
     def renew(self) -> None:
         """Puts the end of the lease off, so that nobody can make the run void while it publishes.
@@ -173,6 +190,8 @@ class BudgetRun:
                 run = account.runs.get(self.run_id)
                 earlier = at if run is None or run.lease_until is None else run.lease_until
                 body["lease_until"] = format_time(max(at + LEASE, earlier))
+            if kind == START and self._launch is not None:
+                body["launch"] = self._launch
             if is_done(account, kind, body):
                 return None
             return legal(account, Draft(kind, body), at, BudgetExceededError)
@@ -193,6 +212,8 @@ def _token_of_this_process() -> str:
 
 
 _token: list[Any] = [0, ""]
+# A worker has many threads, and each makes its DoFns: the store is asked once.
+_started_here: set[str | None] = set()
 
 
 def _line(account: Account, charge: Charge, at: datetime, *, counted: bool) -> str:

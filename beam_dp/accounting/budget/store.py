@@ -208,7 +208,15 @@ class BudgetStore:
             heads[name] = self.require_account(name, account).head
         return heads
 
-    def run(self, dataset: str, run_id: str, *, pipeline: str = "", inputs: Sequence[str] | None = None) -> BudgetRun:
+    def run(
+        self,
+        dataset: str,
+        run_id: str,
+        *,
+        pipeline: str = "",
+        inputs: Sequence[str] | None = None,
+        started_by_workers: bool = False,
+    ) -> BudgetRun:
         """One launch on a data set; nothing is read or written yet.
 
         Args:
@@ -216,10 +224,11 @@ class BudgetStore:
             run_id: names the launch in the history, once and for all: letters and digits as for data sets.
             pipeline: says in the history what was launched; no data.
             inputs: paths of the files that the pipeline reads; needed if the data set names its inputs.
+            started_by_workers: see `BudgetRun`.
         """
         from beam_dp.accounting.budget.run import BudgetRun  # noqa: PLC0415  (which needs this module)
 
-        return BudgetRun(self, dataset, run_id, pipeline=pipeline, inputs=inputs)
+        return BudgetRun(self, dataset, run_id, pipeline=pipeline, inputs=inputs, started_by_workers=started_by_workers)
 
     def transact(
         self,

@@ -145,6 +145,27 @@ def test_what_is_accepted_again_without_a_record(state: str, plan_hash: str, tok
     assert is_done(account, "commit", step) == (own and state == "committed")
 
 
+@pytest.mark.parametrize("launch", ["one", "other", None])
+@pytest.mark.parametrize("started_as", ["one", None])
+def test_workers_of_one_graph_start_a_run(started_as: str | None, launch: str | None) -> None:
+    pen = Pen().limit(user_limit()).reserve("r")
+    step = {"run_id": "r", "token": MINE, "lease_until": format_time(pen.at + LEASE)}
+    assert not is_done(pen.account(), "start", step | {"launch": launch})
+    pen.write("start", **step, **({} if started_as is None else {"launch": started_as}))
+    again = step if launch is None else step | {"launch": launch}
+    assert pen.account().runs["r"].launch == started_as
+    assert is_done(pen.account(), "start", again) == (started_as == launch == "one")
+    reason = refusal(pen.account(), "start", again, pen.at)
+    assert reason == "run r of aggregate is running already: start needs one that is reserved"
+
+
+def test_a_launch_is_text() -> None:
+    pen = Pen().limit(user_limit()).reserve("r")
+    pen.write("start", run_id="r", token=MINE, lease_until=format_time(pen.at + LEASE), launch=1)
+    with pytest.raises(BudgetStoreError, match="its body lacks a field, or one is of another kind"):
+        pen.account()
+
+
 def test_a_lease_ends_in_the_future_and_is_never_cut_short() -> None:
     pen = Pen().limit(user_limit()).reserve("r")
     early = {"run_id": "r", "token": MINE, "lease_until": format_time(pen.at - timedelta(seconds=1))}

@@ -231,6 +231,49 @@ def test_a_worker_in_another_process_commits_what_was_started_here(
         again.quote(user_ledger())
 
 
+_STARTING_WORKER = """
+import pickle, sys
+from pathlib import Path
+from beam_dp.errors import BudgetExceededError
+
+run = pickle.loads(Path(sys.argv[1]).read_bytes())
+try:
+    run.start()
+    run.start()
+    print("started", run.started_by_workers)
+except BudgetExceededError as error:
+    print(error)
+"""
+
+
+def test_workers_of_the_graph_that_comes_first_start_the_run(forks: Forks, sqlite_url: str, tmp_path: Path) -> None:
+    store = BudgetStore(sqlite_url)
+    store.create("reviews", user_limit())
+    for name in ("graph", "twin"):
+        run = store.run("reviews", "r", started_by_workers=True)
+        run.reserve(user_ledger())
+        (tmp_path / name).write_bytes(pickle.dumps(run))
+    assert store.account("reviews").runs["r"].state == "reserved"
+    workers = [forks.run(_STARTING_WORKER, str(tmp_path / name))[0] for name in ("graph", "graph", "twin", "graph")]
+    assert [worker.printed.strip() for worker in workers] == [
+        "started True",
+        "started True",
+        "run r is running already: start needs one that is reserved",
+        "started True",
+    ]
+    assert [record.kind for record in store.history("reviews")[2:]] == ["reserve", "start"]
+
+
+def test_a_worker_starts_nothing_that_is_not_charged(store: BudgetStore) -> None:
+    run = store.run("reviews", "r", started_by_workers=True)
+    with pytest.raises(BudgetExceededError, match=r"^data set reviews has no run r: reserve it first$"):
+        run.start()
+    run.reserve(user_ledger())
+    store.void("reviews", "r")
+    with pytest.raises(BudgetExceededError, match=r"^run r is void already: start needs one that is reserved$"):
+        run.start()
+
+
 def test_a_launch_shows_where_it_is_charged_and_no_token(sqlite_url: str) -> None:
     store = BudgetStore(sqlite_url)
     store.create("reviews", user_limit())
