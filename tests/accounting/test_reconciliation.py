@@ -194,6 +194,15 @@ def test_a_run_that_ended_otherwise_than_well_is_not_committed(tmp_path: Path) -
     assert state_of(tmp_path) == "running"
 
 
+def test_a_charged_pipeline_whose_construction_fails_stays_charged_and_is_not_committed(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    with pytest.raises(ZeroDivisionError), Ledger(budget=run).pipeline(PipelineOptions(ONE_PROCESS)) as pipeline:
+        pipeline | beam.Create([ROWS]).with_output_types(pa.RecordBatch) | counted()
+        pipeline.charge()
+        raise ZeroDivisionError
+    assert state_of(tmp_path) == "running"
+
+
 def test_a_budget_is_what_a_store_gives() -> None:
     with pytest.raises(ArgumentError, match=r"budget must be what BudgetStore\.run returns, not a value of type str"):
         Ledger(budget="sqlite:///budget.db")
