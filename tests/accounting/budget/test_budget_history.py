@@ -292,6 +292,7 @@ DOCUMENT_LIMIT = Limit(model="metric", privacy_unit="document", epsilon=100.0)
         ([WORD_LIMIT], [_word(DIGEST), _word(OTHER_DIGEST), _metric("document", 50.0)], False),
         ([WORD_LIMIT], [_metric("document", 50.0)], False),
         ([DOCUMENT_LIMIT], [_word(DIGEST), _word(OTHER_DIGEST), _metric("document", 100.0)], True),
+        ([DOCUMENT_LIMIT], [_word(DIGEST), _metric("document", 50.0), user_charge(0.1)], False),
         ([DOCUMENT_LIMIT], [_word(DIGEST, None), _metric("document", 100.0)], True),
         ([DOCUMENT_LIMIT], [_word(DIGEST), _metric("document", 101.0)], False),
         ([DOCUMENT_LIMIT], [_word(DIGEST), _metric("document", None)], False),
@@ -301,7 +302,7 @@ DOCUMENT_LIMIT = Limit(model="metric", privacy_unit="document", epsilon=100.0)
         ([WORD_LIMIT, DOCUMENT_LIMIT], [_word(DIGEST), _metric("document", 101.0)], False),
         ([WORD_LIMIT, DOCUMENT_LIMIT], [_word(OTHER_DIGEST, 9.0), _metric("document", 100.0)], True),
     ],
-    ids=[f"case {number}" for number in range(16)],
+    ids=[f"case {number}" for number in range(17)],
 )
 def test_words_and_documents(limits: list[Limit], charges: list[Charge], admitted: bool) -> None:
     pen = Pen()
@@ -555,3 +556,9 @@ TestLaunches = Launches.TestCase
 TestLaunches.settings = settings(
     max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def test_a_data_set_is_made_once() -> None:
+    pen = Pen().limit(user_limit(1.0)).write("create", schema=1, inputs=[])
+    with pytest.raises(BudgetStoreError, match="damaged at record 2: the data set is there already"):
+        fold("reviews", pen.records())
