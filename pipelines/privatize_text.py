@@ -11,12 +11,14 @@ from __future__ import annotations
 import dataclasses
 import sys
 from argparse import ArgumentParser
+from collections.abc import Mapping
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_dp import MECHANISMS, Ledger, PrivatizeText, ReadBatches, WordMechanism
-from beam_dp.errors import ArgumentError
+from beam_dp.errors import ArgumentError, require_choice
 from beam_dp.text import OOV_POLICIES
 from pipelines.main import run_main
 from pipelines.options import (
@@ -71,14 +73,28 @@ def mechanism_from(options: PipelineOptions) -> WordMechanism:
         ArgumentError: a parameter is out of range, missing, or one that the mechanism does not have.
     """
     values = options.get_all_options()
-    mechanism = MECHANISMS[values["mechanism"]]
+    return make_mechanism(values["mechanism"], {name: values[name] for name in MECHANISM_PARAMETERS}, written="--")
+
+
+def make_mechanism(name: str, parameters: Mapping[str, Any], *, written: str = "") -> WordMechanism:
+    """The mechanism of this name.
+
+    Args:
+        name: a key of `MECHANISMS`.
+        parameters: by name; None where one was not given.
+        written: what stands in front of a name in an error, as in ``--epsilon``.
+
+    Raises:
+        ArgumentError: there is no such mechanism; a parameter is out of range, missing, or one that it does not have.
+    """
+    mechanism = MECHANISMS[require_choice(f"{written}mechanism", name, tuple(sorted(MECHANISMS)))]
     known = {field.name for field in dataclasses.fields(mechanism)}  # type: ignore[arg-type]
-    given = {name: values[name] for name in MECHANISM_PARAMETERS if values[name] is not None}
-    for name in given:
-        if name not in known:
-            raise ArgumentError(f"--{name} is not a parameter of {values['mechanism']}: leave it out")
+    given = {parameter: value for parameter, value in parameters.items() if value is not None}
+    for parameter in given:
+        if parameter not in known:
+            raise ArgumentError(f"{written}{parameter} is not a parameter of {name}: leave it out")
     if "epsilon" not in given and "scale" not in given:
-        raise ArgumentError("--epsilon is required: write --epsilon=VALUE")
+        raise ArgumentError(f"{written}epsilon is required: a finite number above 0")
     return mechanism(**given)
 
 
