@@ -8,13 +8,38 @@ BIN = $(VENV)/bin
 export OPENBLAS_NUM_THREADS ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check format wheel wheel-check clean
+.PHONY: demo test test-flink test-portable terraform-test replay-image lock check format wheel wheel-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m pipelines.demo
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# Needs Java, and Maven where Maven Central has no job server of this Beam version.
+test-flink: $(VENV)/.tested
+	$(BIN)/python -m pytest -m engine tests/engines/test_flink.py --durations=0
+
+# Prism and Beam's own job service; Prism is built by Go the first time, which takes minutes.
+test-portable: $(VENV)/.tested
+	$(BIN)/python -m pytest -m engine tests/engines/test_portable.py --durations=0 -rs
+
+# Builds OpenTofu where there is neither terraform nor tofu; needs no account and no registry of providers.
+terraform-test: $(VENV)/.tested
+	binary=$$($(BIN)/python tests/terraform/binary.py) && BEAM_DP_TERRAFORM="$$binary" \
+	  $(BIN)/python -m pytest tests/terraform -n auto --dist loadfile
+
+# The steps of templates/Dockerfile, downloads included, in a folder; needs python3.11, as the image has it.
+replay-image: $(VENV)/.tested
+	BEAM_DP_REPLAY_IMAGE=1 $(BIN)/python -m pytest tests/templates/test_image.py
+
+# The versions in the image; PYTHON must be 3.11, too.
+lock:
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet pip-tools
+	CUSTOM_COMPILE_COMMAND='make lock' build/lock/bin/pip-compile --quiet --upgrade --strip-extras --generate-hashes \
+	  --no-emit-find-links --extra=gcp --extra=postgres --output-file=templates/requirements.lock setup.py
 
 check: $(VENV)/.checked
 	$(BIN)/ruff format --check .

@@ -35,6 +35,7 @@ from beam_dp.io.files import (
     last_component,
     local_absolute,
     open_input,
+    places,
     reading,
     require_file_system,
     writing,
@@ -300,6 +301,8 @@ def _report(flags: Namespace) -> None:
     if flags.output is None:
         summary(report.removesuffix("\n"))
         return
+    if any(set(places(local_absolute(flags.output))) & set(places(local_absolute(path))) for path in flags.ledgers):
+        raise ArgumentError("--output must not be one of the ledgers: it would be replaced")
     write_text(flags.output, report, overwrite=flags.overwrite)
     summary(f"published: {flags.output}")
 

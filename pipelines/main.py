@@ -248,6 +248,8 @@ def _innermost_kind(error: BaseException, text: str) -> type[BaseException]:
 
 
 def _strerror(number: int) -> str:
+    if number < 0:
+        return "a host name is not known"
     reason = os.strerror(number)
     return f"{reason}: free some space" if number in (errno.ENOSPC, errno.EDQUOT) else reason
 

@@ -28,9 +28,9 @@ from beam_dp import io
 from beam_dp.errors import ArgumentError
 
 ENGINES = ("local", "local-parallel", "flink", "dataflow")
+EMBEDDED_JOB_SERVICE = "embed"
 FORMATS = ("auto", *io.FORMATS)
 _EMBEDDED_FLINK = ("[auto]", "[local]")
-_EMBEDDED_JOB_SERVICE = "embed"
 _THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -268,8 +268,8 @@ def require_flags(options: PipelineOptions, *names: str) -> None:
 
 def is_remote_engine(options: PipelineOptions) -> bool:
     """Whether workers may run on other machines, where this machine's files do not exist."""
-    runner = _runner_name(options.view_as(StandardOptions).runner or StandardOptions.DEFAULT_RUNNER)
-    if runner in {_runner_name(name) for name in (*StandardOptions.LOCAL_RUNNERS, "InteractiveRunner", "DaskRunner")}:
+    runner = runner_name(options.view_as(StandardOptions).runner or StandardOptions.DEFAULT_RUNNER)
+    if runner in {runner_name(name) for name in (*StandardOptions.LOCAL_RUNNERS, "InteractiveRunner", "DaskRunner")}:
         return False
     if "dataflow" in runner:
         return True
@@ -284,7 +284,7 @@ def _is_driven_here(runner: str, options: PipelineOptions) -> bool:
     """Whether what drives the job runs in this process or was started by it; a job server may belong to a cluster."""
     endpoint = options.view_as(PortableOptions).job_endpoint
     if endpoint:
-        return endpoint == _EMBEDDED_JOB_SERVICE
+        return endpoint == EMBEDDED_JOB_SERVICE
     return runner == "flink" and options.view_as(FlinkRunnerOptions).flink_master in _EMBEDDED_FLINK
 
 
@@ -343,7 +343,7 @@ def _declare(cls: type[PipelineOptions], parser: StrictParser) -> None:
 def _preset(engine: str, given: Namespace, flags: Sequence[str]) -> list[str]:
     """The runner flags that ``engine`` stands for, without those that were given."""
     runner = {"flink": "FlinkRunner", "dataflow": "DataflowRunner"}.get(engine, "FnApiRunner")
-    if given.runner and _runner_name(given.runner) != _runner_name(runner):
+    if given.runner and runner_name(given.runner) != runner_name(runner):
         raise ArgumentError(f"--engine={engine} runs on {runner}, which contradicts --runner: leave one of them out")
     preset = {"--runner": runner}
     if engine == "local-parallel":
@@ -364,7 +364,7 @@ def _available_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _runner_name(runner: str) -> str:
+def runner_name(runner: str) -> str:
     """A runner's name as Beam compares it: no package, no case, no 'Runner' at the end."""
     return runner.rsplit(".", 1)[-1].lower().removesuffix("runner")
 

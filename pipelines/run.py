@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import PipelineOptions, TestOptions
-from apache_beam.runners.runner import PipelineState
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, TestOptions
+from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from beam_dp import Ledger, ReadBatches, WriteBatches
 from beam_dp.accounting.budget import BudgetRun, BudgetStore
 from beam_dp.errors import ArgumentError, BeamDpError, BudgetExceededError, InputError
 from beam_dp.io.files import find_inputs
-from beam_dp.io.publish import discard_staging
+from beam_dp.io.publish import discard_staging, require_writable
 from pipelines.budget_views import charged_lines
+from pipelines.engines import require_engine
 from pipelines.main import progress, summary
 from pipelines.options import RunOptions, is_remote_engine, require_flags, require_remote_paths
 
@@ -33,8 +35,9 @@ def run_pipeline(
 ) -> None:
     """Builds a pipeline, charges it, runs it, and prints its ledger, what was done and what is left of the budget.
 
-    With ``--dry_run`` it prints the ledger and what would be charged, and charges and runs nothing. A run that fails
-    leaves nothing staged; what it was charged stays charged.
+    With ``--dry_run`` it prints the ledger and what would be charged, and charges and runs nothing. With
+    ``--template_location`` Dataflow gets the job, charged, in a file, and starts it. A run that fails leaves nothing
+    staged; what it was charged stays charged.
 
     Args:
         options: of the command line.
@@ -47,6 +50,7 @@ def run_pipeline(
     Raises:
         ArgumentError: there is no ``--input`` or ``--output``, workers on other machines could not reach a path or the
             budget, or one of ``--budget_store`` and ``--dataset`` is missing.
+        ResourceError: the engine cannot be started or does not answer; nothing is charged then.
         BudgetExceededError: the budget refuses the run, or, with ``--dry_run``, would refuse it.
     """
     require_flags(options, "input", "output")
@@ -61,12 +65,14 @@ def run_pipeline(
     if options.view_as(TestOptions).dry_run:
         _show_plan(ledger)
         return
+    require_engine(options)
+    require_writable(run.output, run.ledger)
     # Before the clean-up below is due: what is staged under this run id may be that of an earlier launch.
     pipeline.charge()
     try:
         with progress(doing, options):
             result = pipeline.run()
-            state = result.wait_until_finish()
+            state = _ended(result, options)
         if state not in (None, PipelineState.DONE):
             raise BeamDpError(f"the pipeline ended in state {state}; the runner's log says why")
     except BaseException:
@@ -74,8 +80,15 @@ def run_pipeline(
         if not is_remote_engine(options):
             discard_staging(run.output, run.run_id, run.ledger)
         if budget is not None:
-            summary(f"run {budget.run_id} was charged to data set {budget.dataset} and stays so: it may have drawn")
+            summary(
+                f"run {budget.run_id} was charged to data set {budget.dataset}, since it may have drawn: "
+                "'beam-dp budget show' says what became of the charge"
+            )
         raise
+    if options.view_as(GoogleCloudOptions).template_location:
+        # In the launcher of a Flex Template: the job is written, Dataflow starts it, and nothing was counted yet.
+        summary(ledger.report(), f"launched, to be published: {run.output}.manifest.json")
+        return
 
     def counter(name: str) -> int:
         found = result.metrics().query(MetricsFilter().with_name(name))["counters"]
@@ -84,6 +97,18 @@ def run_pipeline(
     summary(ledger.report(), done(counter), f"published: {run.output}.manifest.json")
     if budget is not None:
         summary(*charged_lines(budget))
+
+
+def _ended(result: PipelineResult, options: PipelineOptions) -> str:
+    """The state in which the job ended; a job on this machine does not go on when this process is told to stop."""
+    try:
+        return result.wait_until_finish()
+    except BaseException:
+        if not is_remote_engine(options):
+            # A job server knows jobs that have ended; Beam's own runners have nothing to cancel, and say so.
+            with contextlib.suppress(Exception):
+                result.cancel()
+        raise
 
 
 def budget_run(options: PipelineOptions, name: str) -> BudgetRun | None:
@@ -155,6 +180,7 @@ def publish(
     run = options.view_as(RunOptions)
     if ledger.budget is not None and set(source.paths) != set(ledger.budget.inputs or ()):
         raise InputError("--input: files came or went while the pipeline was made; launch it again")
+    kept = [] if ledger.budget is None or ledger.budget.store.path is None else [ledger.budget.store.path]
     sink = WriteBatches(
         run.output,
         format=source.format,
@@ -163,6 +189,7 @@ def publish(
         max_rejects=run.max_rejects,
         plan=ledger.plan(),
         ledger_path=run.ledger,
-        inputs=source.paths,
+        # The budget store is read, too: an output that could replace it is refused.
+        inputs=(*source.paths, *kept),
     )
     (batches, rejected) | "Write" >> sink

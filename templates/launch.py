@@ -23,6 +23,8 @@ from pipelines.options import RunOptions, StrictParser
 PARAMETER = "pipeline"
 _FLAG = f"--{PARAMETER}="
 _SWITCH = {"true": True, "false": False}
+# Else Beam would ship what is defined here to the workers, who need none of it.
+_NOTHING_OF_THIS_FILE = "--no_save_main_session"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def main(argv: list[str]) -> None:
     name = require_choice(_FLAG[:-1], names[0] if len(names) == 1 else None, tuple(PIPELINES))
     pipeline = PIPELINES[name]
     rest = [item for item in argv if not item.startswith(_FLAG)]
-    pipeline.main(list(without_switch_values(rest, pipeline.actions())))
+    pipeline.main([*without_switch_values(rest, pipeline.actions()), _NOTHING_OF_THIS_FILE])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import re
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -321,6 +322,23 @@ def discard_staging(prefix: str, run_id: str, ledger_path: str | None = None) ->
     _remove_folder(f"{local_absolute(prefix)}.tmp-{run_id}")
     if ledger_path is not None:
         _remove_quietly(_ledger_temporary(local_absolute(ledger_path), run_id))
+
+
+def require_writable(*paths: str | None) -> None:
+    """Returns unless a file of this machine could not be made at one of ``paths``, before anything costs something.
+
+    Raises:
+        ResourceError: the folder of one is no folder, or cannot be written; or its disk is full.
+    """
+    for path in filter(None, paths):
+        folder = Path(local_absolute(path)).parent
+        if "://" in path and not path.startswith("file://"):
+            continue
+        with writing(path):
+            existing = next(place for place in (folder, *folder.parents) if place.exists())
+            probe = existing / f".probe-{secrets.token_hex(8)}"
+            probe.mkdir()
+            probe.rmdir()
 
 
 def _ledger_temporary(ledger_path: str, run_id: str) -> str:

@@ -360,6 +360,8 @@ def test_reports_add_ledgers_and_manifests_up(ask: Ask, tmp_path: Path, ledgers:
     page = output.read_text(encoding="utf-8")
     assert "<html" in page and "1.5" in page
     assert "already exists: page.html" in ask.plainly("report", *ledgers, f"--output={output}", status=2)
+    said = ask.plainly("report", *ledgers, f"--output={ledgers[0]}", "--overwrite", status=2)
+    assert "--output must not be one of the ledgers" in said
     assert output.read_text(encoding="utf-8") == page
     ask.plainly("report", *ledgers, f"--output={output}", "--overwrite")
     assert output.read_text(encoding="utf-8") == ask.plainly("report", *ledgers)

@@ -170,7 +170,10 @@ def test_a_run_that_fails_stays_charged_and_says_so(place: Place) -> None:
     (place.folder / "in.csv").write_text("user,item\n1,tea\n2\n")
     status, out, err = place.run("aggregate", "--run_id=first")
     assert status == 2 and "rejected rows: 1" in err
-    assert out == "run first was charged to data set events and stays so: it may have drawn\n"
+    assert out == (
+        "run first was charged to data set events, since it may have drawn: 'beam-dp budget show' says what became of "
+        "the charge\n"
+    )
     assert [run.state for run in place.store.account("events").runs.values()] == ["running"]
     assert "0.5 and 9e-06 is left" in place.refused("aggregate", status=3)
 
@@ -184,6 +187,19 @@ def test_only_declared_files_are_read(place: Place) -> None:
     shutil.copy(place.folder / "in.csv", other / "in.csv")
     assert place.run("aggregate", f"--input={other}/*.csv", "--dry_run")[0] == 0
     assert "1 of the input files" in place.refused("aggregate", f"--input={place.folder}/*/../in.csv")
+
+
+def test_no_flag_replaces_the_store(place: Place) -> None:
+    place.store.create("events", USER)
+    for flag in (f"--ledger={place.folder}/budget.db", f"--ledger={place.folder}/./budget.db"):
+        assert "must not be budget.db: it is read" in place.refused("aggregate", flag, "--overwrite")
+
+
+@pytest.mark.parametrize("flag", ["--output={0}/in.csv/out", "--ledger={0}/in.csv/ledger.json", "--output=/dev/null/x"])
+def test_a_place_that_cannot_be_written_costs_nothing(place: Place, flag: str) -> None:
+    place.store.create("events", USER)
+    assert "not a directory, while writing" in place.refused("aggregate", flag.format(place.folder))
+    assert not place.store.account("events").runs
 
 
 def test_both_flags_or_none(place: Place) -> None:

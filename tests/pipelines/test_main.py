@@ -8,6 +8,7 @@ import logging
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -246,6 +247,7 @@ def test_workers_import_what_a_checkout_holds() -> None:
         ),
         (OSError(errno.ENOSPC, "quoted"), 2, "No space left on device: free some space"),
         (FileNotFoundError(errno.ENOENT, "quoted", "in.txt"), 2, "No such file or directory: in.txt"),
+        (socket.gaierror(socket.EAI_NONAME, "quoted"), 2, "a host name is not known"),
         (
             RuntimeError("OSError: [Errno 28] quoted: '/x' [while running 'W']"),
             2,
@@ -343,6 +345,40 @@ def test_the_log_of_this_process_is_silent(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == ""
     assert run_main(body, ["--verbose"]) == 0
     assert SECRET in capsys.readouterr().err
+
+
+def test_other_threads_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of workers in this process print tracebacks; what the thread of the body says stays."""
+
+    def body(_: list[str]) -> None:
+        worker = threading.Thread(target=lambda: print(SECRET, file=sys.stderr))
+        worker.start()
+        worker.join()
+        print("heard", file=sys.stderr)
+
+    assert run_main(body, []) == 0
+    assert capsys.readouterr().err == "heard\n"
+    assert run_main(body, ["--verbose"]) == 0
+    assert SECRET in capsys.readouterr().err
+
+
+def test_the_end_of_a_program_is_silent() -> None:
+    """Runners end the servers that they started when the process exits, and log that."""
+    script = (
+        "import atexit, logging, sys\n"
+        "from pipelines.main import run_main\n"
+        "def body(argv):\n"
+        f"    atexit.register(lambda: logging.critical({SECRET!r}))\n"
+        f"    atexit.register(lambda: print({SECRET!r}, file=sys.stderr))\n"
+        "    logging.error('makes the handler of the root')\n"
+        "    raise OSError(28, 'x')\n"
+        "sys.exit(run_main(body))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env=_ENVIRONMENT, timeout=60
+    )
+    assert run.returncode == 2
+    assert run.stderr == "error: No space left on device: free some space\n"
 
 
 def test_warnings_are_silent() -> None:

@@ -13,6 +13,7 @@ import pytest
 from apache_beam.options.pipeline_options import (
     DebugOptions,
     DirectOptions,
+    FlinkRunnerOptions,
     PipelineOptions,
     PortableOptions,
     StandardOptions,
@@ -36,6 +37,9 @@ from pipelines.options import (
 )
 
 TestOptions.__test__ = False  # type: ignore[attr-defined]  # Beam's class, not a test
+
+
+POOL = "--environment_option=external_service_address=127.0.0.1:50000"
 
 
 class _TextOptions(PipelineOptions):
@@ -186,6 +190,10 @@ def test_engines_fill_what_was_not_given() -> None:
     assert cluster.view_as(PortableOptions).environment_type == "DOCKER"
     process = parse_options(["--engine=flink", "--flink_master=host:8081", "--environment_type=PROCESS"])
     assert process.view_as(PortableOptions).environment_type == "PROCESS"
+    assert process.view_as(FlinkRunnerOptions).flink_master == "host:8081"
+    for endpoint, kind in (("localhost:8099", "LOOPBACK"), ("[::1]:8099", "LOOPBACK"), ("host:8099", "DOCKER")):
+        server = parse_options(["--engine=flink", f"--job_endpoint={endpoint}"])
+        assert server.view_as(PortableOptions).environment_type == kind
 
 
 def test_a_runner_may_be_given_instead_of_an_engine() -> None:
@@ -215,6 +223,21 @@ def test_options_make_a_pipeline_that_runs() -> None:
         (["--runner=prismrunner"], False),
         (["--engine=flink"], False),
         (["--engine=flink", "--flink_master=host:8081"], True),
+        (["--engine=flink", "--flink_master=localhost:8081", "--environment_type=PROCESS"], True),
+        (["--engine=flink", "--job_endpoint=localhost:8099", "--environment_type=PROCESS"], True),
+        (["--engine=flink", "--job_endpoint=localhost:8099"], False),
+        (["--engine=flink", "--job_endpoint=host:8099"], True),
+        (["--engine=flink", "--environment_type=DOCKER"], True),
+        (["--engine=flink", "--environment_type=PROCESS"], False),
+        (["--engine=flink", "--environment_type=EXTERNAL", "--environment_config=localhost:50000"], False),
+        (["--engine=flink", "--environment_type=EXTERNAL", "--environment_config=host:50000"], True),
+        (["--engine=flink", "--environment_type=EXTERNAL", "--environment_config=localhost.example.org:50000"], True),
+        (["--engine=flink", "--environment_type=EXTERNAL", POOL], False),
+        (["--engine=flink", "--environment_type=EXTERNAL"], True),
+        (["--engine=flink", "--flink_master=[local]", "--environment_type=EXTERNAL", POOL], False),
+        (["--engine=flink", "--flink_master=host:8081", "--environment_type=EXTERNAL", POOL], True),
+        (["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=EXTERNAL", POOL], False),
+        (["--runner=PortableRunner", "--job_endpoint=localhost:8099", "--environment_type=EXTERNAL", POOL], True),
         (["--runner=PortableRunner", "--environment_type=LOOPBACK"], False),
         (["--runner=PortableRunner"], True),
         (["--runner=SparkRunner"], True),

@@ -196,7 +196,8 @@ def test_the_launcher_picks_the_pipeline_and_passes_the_rest(monkeypatch: pytest
     flags = ["--input=gs://a/b", "--overwrite=true", "--project=acme", "--no_use_public_ips"]
     for name in PIPELINES:
         launch.main([flags[0], f"--pipeline={name}", *flags[1:]])
-    assert calls == [(name, [flags[0], "--overwrite", *flags[2:]]) for name in PIPELINES]
+    passed = [flags[0], "--overwrite", *flags[2:], "--no_save_main_session"]
+    assert calls == [(name, passed) for name in PIPELINES]
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,11 @@ class BudgetStore:
         """Whether the store is a file of this machine, which workers on others cannot reach."""
         return self.url.startswith("sqlite:")
 
+    @property
+    def path(self) -> str | None:
+        """The file that the store is, on this machine; None if it is elsewhere."""
+        return self.url.partition("///")[2] if self.is_local else None
+
     def create(self, dataset: str, *limits: Limit, inputs: Sequence[str] = ()) -> Account:
         """Makes a data set with its limits, or adds limits to one that is there.
 
@@ -171,7 +176,8 @@ class BudgetStore:
             started = run.state == RUNNING
             if started and run.lease_expired(at) and not (signed_by and unseen):
                 raise ArgumentError(
-                    f"run {run_id} was started: signed_by must name the person who says with unseen=True that {UNSEEN}"
+                    f"run {run_id} was started: signed_by must name the person who says with unseen=True that {UNSEEN} "
+                    "(--signed_by=PERSON --neither_output_nor_staging_was_seen)"
                 )
             statement = UNSEEN if started and unseen else None
             body = {"run_id": run_id, "was": run.state, "signed_by": signed_by, "statement": statement}
