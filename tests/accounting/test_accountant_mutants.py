@@ -13,6 +13,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from apache_beam.testing.util import assert_that
 
 from beam_dp import (
@@ -29,11 +30,13 @@ from beam_dp import (
     RandomizedResponse,
     WriteBatches,
 )
+from beam_dp.accounting import ParametersLoss
 from beam_dp.accounting.budget import BudgetStore, Limit
 from beam_dp.accounting.budget.charges import Charge, charges_of
 from beam_dp.accounting.budget.history import fold, refusal
 from beam_dp.accounting.budget.records import NO_RECORD, Record, format_time, make_line, parse_lines
 from beam_dp.accounting.composition import compose_metric
+from beam_dp.accounting.drawing import DrawingDoFn
 from beam_dp.accounting.pipeline import _seen
 from beam_dp.errors import ArgumentError, GrantError
 from beam_dp.guarantees import MetricGuarantee
@@ -42,6 +45,7 @@ ONE_PROCESS = ["--runner=FnApiRunner"]
 NOON = datetime(2024, 5, 17, 12, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
 LIMIT = Limit(model="central", privacy_unit="user", epsilon=1.0, renew_days=30)
+ROWS = [{"user": number, "item": "tea" if number % 2 else "jam"} for number in range(20)]
 CHARGE = Charge(model="central", privacy_unit="user", epsilon=0.25, delta=0.0)
 
 
@@ -143,9 +147,39 @@ def test_every_input_of_a_sink_must_end() -> None:
             inputs | label >> WriteBatches("out", format="csv")
 
 
-# Every step that draws says so to the sinks of its pipeline.
+def chosen_twice() -> tuple[Ledger, DrawingDoFn]:
+    """A ledger with two choices of the exponential mechanism, and the step that makes them."""
+    ledger = Ledger()
+    pipeline = ledger.pipeline(PipelineOptions(ONE_PROCESS))
+    rows = pipeline | beam.Create([pa.RecordBatch.from_pylist(ROWS)]).with_output_types(pa.RecordBatch)
+    rows | MostFrequent("item", privacy_unit="user", candidates=["tea", "jam"], epsilon=0.5, k=2, buckets=2)
+    found: list[DrawingDoFn] = []
 
-ROWS = [{"user": number, "item": "tea" if number % 2 else "jam"} for number in range(20)]
+    class Visitor(PipelineVisitor):
+        def visit_transform(self, node: AppliedPTransform) -> None:
+            if isinstance(node.transform, beam.ParDo) and isinstance(node.transform.fn, DrawingDoFn):
+                found.append(node.transform.fn)
+
+    pipeline.visit(Visitor())
+    (fn,) = found
+    return ledger, fn
+
+
+def test_every_choice_counts_in_composition_by_losses_too() -> None:
+    ledger, _ = chosen_twice()
+    (entry,) = ledger.entries
+    assert entry.loss == ParametersLoss(0.5, 0.0, times=2)
+
+
+def test_more_choices_than_the_entry_says_are_not_drawn() -> None:
+    _, fn = chosen_twice()
+    fn.setup()
+    fn._k = 3  # type: ignore[attr-defined]
+    with pytest.raises(GrantError, match="another mechanism"):
+        fn.setup()
+
+
+# Every step that draws says so to the sinks of its pipeline.
 
 
 def text_rows(pipeline: beam.Pipeline) -> Any:

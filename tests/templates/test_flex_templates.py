@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from beam_dp.errors import ArgumentError
+from pipelines.main import run_main
 from pipelines.options import parse_options
 from templates import launch, metadata, spec
 from templates.launch import PIPELINES
@@ -161,14 +160,14 @@ def test_a_specification_is_image_and_metadata(name: str) -> None:
     }
 
 
-def test_specifications_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "templates.spec", f"--image={IMAGE}", f"--output={tmp_path}/specs/"]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
-    assert done.stdout.splitlines() == [f"written: {tmp_path}/specs/{name}.json" for name in PIPELINES]
+def test_specifications_are_written_where_they_are_asked_for(tmp_path: Path, capfd: Any) -> None:
+    flags = [f"--image={IMAGE}", f"--output={tmp_path}/specs/"]
+    assert run_main(spec.main, flags) == 0
+    assert capfd.readouterr().out.splitlines() == [f"written: {tmp_path}/specs/{name}.json" for name in PIPELINES]
     assert json.loads((tmp_path / "specs" / "aggregate.json").read_text()) == spec.spec_of("aggregate", IMAGE)
-    again = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
-    assert again.returncode == 2
-    assert "output already exists: aggregate.json" in again.stderr
+    assert run_main(spec.main, flags) == 2
+    assert "error: output already exists: aggregate.json" in capfd.readouterr().err
+    assert run_main(spec.main, [*flags, "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize(

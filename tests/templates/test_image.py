@@ -69,7 +69,10 @@ def names(tmp_path: Path) -> Path:
 
 def environment_of_this(folder: Path) -> Path:
     """A new virtual environment with the packages of this one, but beam_dp."""
-    venv.create(folder, symlinks=True, with_pip=True)
+    venv.create(folder, symlinks=True)
+    pip = folder / "bin" / "pip"
+    pip.write_text('#!/bin/sh\nexec python -m pip "$@"\n')
+    pip.chmod(0o755)
     packages = folder / "packages"
     packages.mkdir()
     for path in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *filter(_is_site, sys.path)}:
