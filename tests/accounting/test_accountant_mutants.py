@@ -14,6 +14,8 @@ import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineResult, PipelineState
 from apache_beam.testing.util import assert_that
 
 from beam_dp import (
@@ -28,18 +30,21 @@ from beam_dp import (
     MultivariateLaplace,
     PrivatizeText,
     RandomizedResponse,
+    ReadBatches,
     WriteBatches,
 )
 from beam_dp.accounting import ParametersLoss
 from beam_dp.accounting.budget import BudgetStore, Limit
 from beam_dp.accounting.budget.charges import Charge, charges_of
-from beam_dp.accounting.budget.history import fold, refusal
+from beam_dp.accounting.budget.history import UNSEEN, fold, is_done, refusal
 from beam_dp.accounting.budget.records import NO_RECORD, Record, format_time, make_line, parse_lines
 from beam_dp.accounting.composition import compose_metric
 from beam_dp.accounting.drawing import DrawingDoFn
 from beam_dp.accounting.pipeline import _seen
-from beam_dp.errors import ArgumentError, GrantError
-from beam_dp.guarantees import MetricGuarantee
+from beam_dp.errors import ArgumentError, BeamDpError, BudgetExceededError, GrantError, InputError
+from beam_dp.guarantees import LocalGuarantee, MetricGuarantee
+from pipelines.options import parse_options
+from pipelines.run import publish, run_pipeline
 
 ONE_PROCESS = ["--runner=FnApiRunner"]
 NOON = datetime(2024, 5, 17, 12, tzinfo=timezone.utc)
@@ -47,6 +52,14 @@ DAY = timedelta(days=1)
 LIMIT = Limit(model="central", privacy_unit="user", epsilon=1.0, renew_days=30)
 ROWS = [{"user": number, "item": "tea" if number % 2 else "jam"} for number in range(20)]
 CHARGE = Charge(model="central", privacy_unit="user", epsilon=0.25, delta=0.0)
+RESERVATION = {
+    "run_id": "r",
+    "token": "t",
+    "plan_hash": "p",
+    "pipeline": "",
+    "ledger": {},
+    "charges": [CHARGE.to_json()],
+}
 
 
 def history(*steps: tuple[datetime, str, dict[str, Any]]) -> list[Record]:
@@ -61,11 +74,10 @@ def history(*steps: tuple[datetime, str, dict[str, Any]]) -> list[Record]:
 
 
 def reserved_at(at: datetime) -> list[Record]:
-    body = {"run_id": "r", "token": "t", "plan_hash": "p", "pipeline": "", "ledger": {}, "charges": [CHARGE.to_json()]}
     return history(
         (NOON, "create", {"schema": 1, "inputs": []}),
         (NOON, "limit", {"limit": LIMIT.to_json()}),
-        (at, "reserve", body),
+        (at, "reserve", RESERVATION),
     )
 
 
@@ -84,6 +96,22 @@ def test_a_lease_that_is_over_when_it_begins_is_refused_however_long_ago_the_run
     for until, may in ((started - DAY, False), (started, True)):
         body = {"run_id": "r", "token": "t", "lease_until": format_time(until)}
         assert (refusal(account, "start", body, started) is None) == may
+
+
+@pytest.mark.parametrize("over", ["commit", "void"])
+def test_a_worker_of_a_run_that_is_over_does_not_start_it_again(over: str) -> None:
+    mine = {"run_id": "r", "token": "t"}
+    until, late = NOON + DAY, NOON + 2 * DAY
+    start = mine | {"launch": "l", "lease_until": format_time(until)}
+    signed = {"run_id": "r", "was": "running", "signed_by": "A. Person", "statement": UNSEEN}
+    running = [(NOON, "create", {"schema": 1, "inputs": []}), (NOON, "limit", {"limit": LIMIT.to_json()})]
+    running += [(NOON, "reserve", RESERVATION), (NOON, "start", start)]
+    ended = [*running, (late, over, signed if over == "void" else mine)]
+    for steps, may in ((running, True), (ended, False)):
+        account = fold("reviews", history(*steps))
+        assert account is not None
+        assert is_done(account, "start", start) == may
+        assert refusal(account, "start", start, late) is not None
 
 
 @pytest.mark.parametrize(("applications", "diameter"), [(None, 2.0), (4, None)], ids=["no words", "no diameter"])
@@ -260,3 +288,81 @@ def test_a_worker_that_only_shows_its_plan_checks_it_too() -> None:
     assert [json.loads(record)["node"] for record in _seen(b"", [(grant, "example")])] == [None]
     with pytest.raises(GrantError, match="another mechanism"):
         list(_seen(b"", [(grant, "another example")]))
+
+
+# The course of a pipeline of the command line.
+
+
+def answers(folder: Path, build: Callable[..., None], *flags: str) -> None:
+    """Runs a pipeline of two texts, charged to a data set of its own."""
+    (folder / "in").mkdir(exist_ok=True)
+    (folder / "in" / "one.txt").write_text("a\nb\n")
+    options = parse_options(
+        [
+            f"--input={folder}/in/*.txt",
+            f"--output={folder}/out",
+            f"--budget_store=sqlite:///{folder}/budget.db",
+            "--dataset=answers",
+            "--run_id=r",
+            *flags,
+        ]
+    )
+    run_pipeline(options, build, name="answers", doing="asking", done=lambda count: "done")
+
+
+def respond(pipeline: beam.Pipeline, ledger: Ledger, options: PipelineOptions) -> None:
+    source = ReadBatches(options.get_all_options()["input"])
+    read = pipeline | "Read" >> source.with_rejects()
+    responses = read.batches | RandomizedResponse(categories=["a", "b"], epsilon=1, column="text")
+    publish(responses, read.rejected, source=source, ledger=ledger, options=options)
+
+
+def answer_store(folder: Path) -> BudgetStore:
+    store = BudgetStore(f"sqlite:///{folder}/budget.db")
+    store.create("answers", Limit(model="local", privacy_unit="user", epsilon=1.0), inputs=[str(folder / "in")])
+    return store
+
+
+def test_a_launch_that_is_refused_leaves_what_an_earlier_one_of_its_name_has_staged(tmp_path: Path) -> None:
+    store = answer_store(tmp_path)
+    ledger = Ledger()
+    ledger.record(
+        label="x",
+        mechanism="Example()",
+        guarantee=LocalGuarantee(basis="proved", epsilon=0.5, privacy_unit="user"),
+        max_applications=1,
+        fingerprint="example",
+    )
+    store.run("answers", "r", inputs=[str(tmp_path / "in" / "one.txt")]).reserve(ledger.to_dict())
+    staged = tmp_path / "out.tmp-r" / "rows-of-the-first"
+    staged.parent.mkdir()
+    staged.touch()
+    with pytest.raises(BudgetExceededError, match="run r is reserved already"):
+        answers(tmp_path, respond)
+    assert staged.exists()
+
+
+def test_a_file_that_comes_while_the_pipeline_is_made_is_neither_read_nor_charged(tmp_path: Path) -> None:
+    store = answer_store(tmp_path)
+
+    def late(pipeline: beam.Pipeline, ledger: Ledger, options: PipelineOptions) -> None:
+        (tmp_path / "in" / "two.txt").write_text("a\n")
+        respond(pipeline, ledger, options)
+
+    with pytest.raises(InputError, match="files came or went while the pipeline was made"):
+        answers(tmp_path, late)
+    assert not store.account("answers").runs
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_job_that_ends_badly_without_an_error_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = answer_store(tmp_path)
+
+    class Cancelled(PipelineResult):
+        def wait_until_finish(self, duration: int | None = None) -> str:
+            return PipelineState.CANCELLED
+
+    monkeypatch.setattr(FnApiRunner, "run_pipeline", lambda *_: Cancelled(PipelineState.RUNNING))
+    with pytest.raises(BeamDpError, match="ended in state CANCELLED"):
+        answers(tmp_path, respond)
+    assert store.account("answers").runs["r"].state == "running"
