@@ -34,6 +34,8 @@ setup(
         "dp-accounting>=0.4.3,<1",
         # 2.0: the budget store's interface; 3 may change it.
         "sqlalchemy>=2.0,<3",
+        # Waiting for others at the budget store.
+        "tenacity>=8.2,<10",
         # The Lambert function and log-gamma.
         "scipy>=1.11,<2",
         # Locks between worker processes.

@@ -62,14 +62,15 @@ def describe_kind(value: object) -> str:
         return "None"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return f"a value of type {type(value).__name__}"
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return "a number beyond the floats"
     if math.isnan(number):
         return "NaN"
     if math.isinf(number):
         return "infinite"
-    if number == 0:
-        return "zero"
-    return "a negative number" if number < 0 else "a positive number"
+    return "zero" if number == 0 else "a negative number" if number < 0 else "a positive number"
 
 
 def require_positive(name: str, value: object) -> float:

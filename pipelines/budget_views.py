@@ -19,7 +19,7 @@ from beam_dp.errors import BeamDpError
 FORMATS = ("text", "tsv", "json")
 
 # The state that a run is in after a record of this kind.
-_STATES = {"reserve": "reserved", "start": "running", "renew": "running", "commit": "committed", "void": "void"}
+_STATES = {"reserve": "reserved", "start": "running", "commit": "committed", "publish": "committed", "void": "void"}
 # The whole ledger of each run would bury the rest; a token is the launch's own.
 _NOT_SHOWN = ("token", "ledger")
 _LIMIT_COLUMNS = (
@@ -236,7 +236,8 @@ def _told_record(record: Record) -> str:
         return "; ".join(_told_charge(Charge.from_json(fields)) for fields in body["charges"])
     if record.kind == "void":
         return f"given back, {body['statement'] or 'never started'}"
-    return "published" if record.kind == "commit" else f"lease until {body['lease_until']}"
+    told_kinds = {"commit": "its charge is final", "publish": "an output is in its place"}
+    return told_kinds.get(record.kind) or f"lease until {body['lease_until']}"
 
 
 def _told_charge(charge: Charge) -> str:

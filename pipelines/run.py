@@ -12,8 +12,7 @@ from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from beam_dp import Ledger, ReadBatches, WriteBatches
 from beam_dp.accounting.budget import BudgetRun, BudgetStore
-from beam_dp.errors import ArgumentError, BeamDpError, BudgetExceededError, InputError
-from beam_dp.io.files import find_inputs
+from beam_dp.errors import ArgumentError, BeamDpError, BudgetExceededError
 from beam_dp.io.publish import discard_staging, require_writable
 from pipelines.budget_views import charged_lines
 from pipelines.engines import require_engine
@@ -121,7 +120,6 @@ def budget_run(options: PipelineOptions, name: str) -> BudgetRun | None:
     Raises:
         ArgumentError: only one of the two is given, the URL is no budget store's, or it names a file of this machine
             although workers are on others.
-        InputError, ResourceError: as `find_inputs` raises.
     """
     run = options.view_as(RunOptions)
     if run.budget_store is None and run.dataset is None:
@@ -138,8 +136,7 @@ def budget_run(options: PipelineOptions, name: str) -> BudgetRun | None:
             "--budget_store is a file on this machine, which the workers of this engine cannot reach: keep the budget "
             "in postgresql:// or gs://"
         )
-    inputs = [file.path for file in find_inputs(run.input)]
-    return store.run(run.dataset, run.run_id, pipeline=name, inputs=inputs)
+    return store.run(run.dataset, run.run_id, pipeline=name)
 
 
 def _show_plan(ledger: Ledger) -> None:
@@ -178,8 +175,6 @@ def publish(
         options: with ``--output``.
     """
     run = options.view_as(RunOptions)
-    if ledger.budget is not None and set(source.paths) != set(ledger.budget.inputs or ()):
-        raise InputError("--input: files came or went while the pipeline was made; launch it again")
     kept = [] if ledger.budget is None or ledger.budget.store.path is None else [ledger.budget.store.path]
     sink = WriteBatches(
         run.output,

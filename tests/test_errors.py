@@ -110,3 +110,9 @@ def test_choices() -> None:
         require_choice("oov", "keep", ("drop", "random"))
     with pytest.raises(ArgumentError, match=r"^oov must be one of drop, random, not None$"):
         require_choice("oov", None, ("drop", "random"))
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_numbers_beyond_the_floats_are_arguments_too(number: int) -> None:
+    with pytest.raises(ArgumentError, match="not a number beyond the floats"):
+        require_positive("epsilon", number)

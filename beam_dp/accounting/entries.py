@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 METRIC_PRIVACY_UNIT = "word"
 _LATER_FIELDS = ("loss", "composition_delta", "share")
+# Control characters, lone surrogates, line and paragraph separators.
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")
 _MODELS: dict[str, type[Guarantee]] = {cls.model: cls for cls in (MetricGuarantee, LocalGuarantee, CentralGuarantee)}
 
 
@@ -43,11 +46,16 @@ def sha256_of(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def plan_hash_of(entries: Sequence[Mapping[str, Any]]) -> str:
-    """sha256 of the canonical JSON of entries as `Entry.to_json` gives them: equal plans have equal hashes."""
+def plan_hash_of(entries: Sequence[Mapping[str, Any]], shares: Sequence[Mapping[str, Any]] = ()) -> str:
+    """sha256 of the canonical JSON of a plan: equal plans have equal hashes.
+
+    Args:
+        entries: as `Entry.to_json` gives them.
+        shares: as a ledger's JSON has them, where some are declared.
+    """
     # Without the fields that later versions added, where they say nothing: older ledgers keep their hash.
     plan = [{name: value for name, value in entry.items() if name not in _LATER_FIELDS or value} for entry in entries]
-    return sha256_of(canonical_json(plan))
+    return sha256_of(canonical_json({"entries": plan, "shares": list(shares)} if shares else plan))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +94,9 @@ class Entry:
         for name, text in (("label", self.label), ("mechanism", self.mechanism), ("fingerprint", self.fingerprint)):
             if not isinstance(text, str) or not text.strip():
                 raise ArgumentError(f"{name} must be a string that is not empty, not {describe_kind(text)}")
+        if any(unicodedata.category(character) in _NO_TEXT for character in self.label):
+            # It stands in messages of one line, and in files.
+            raise ArgumentError("label must be without control characters and surrogates: give the transform another")
         if not isinstance(self.guarantee, tuple(_MODELS.values())):
             raise ArgumentError(
                 "guarantee must be a MetricGuarantee, LocalGuarantee or CentralGuarantee, "

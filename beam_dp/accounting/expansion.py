@@ -9,7 +9,7 @@ charged when it expands, and the first worker that is about to draw takes the ch
 - A graph whose expansion failed, or was refused, cannot draw.
 
 A graph must run once: two runs of one are the same to a worker. No step of beam_dp comes after the sinks of others, so
-the run is never committed: it stays charged, and running.
+the first worker commits the run as well: its charge is final.
 """
 
 from __future__ import annotations

@@ -65,26 +65,32 @@ class Plan(_Handle):
         return copy.deepcopy(self._known())
 
     @contextlib.contextmanager
-    def publishing(self, records: Iterable[str], labels: Sequence[str]) -> Iterator[None]:
+    def publishing(
+        self, records: Iterable[str], labels: Sequence[str], *, attempt: str, in_place: bool
+    ) -> Iterator[None]:
         """The frame around a publication: what the workers did is compared with the plan, then the body publishes.
 
-        With a budget, the run must still hold it: its lease is renewed first, so that nobody can void it meanwhile,
-        and it is committed afterwards.
+        With a budget, the run is committed in between, so that nobody can make it void any more. What was published
+        once is not published again: a graph that is submitted twice draws twice, but is charged once.
 
         Args:
             records: usage records of the workers (`beam_dp.accounting.usage`).
             labels: the entries that must have left one.
+            attempt: names this output.
+            in_place: whether it is in its place already, so that publishing it again changes nothing.
 
         Raises:
             GrantError: records and plan differ; names the entry.
-            BudgetExceededError: the run was voided, or never charged.
+            BudgetExceededError: the run was voided, never charged, or has published this output before.
         """
         reconcile(self._known(), records, labels)
         if self._budget is not None:
-            self._budget.renew()
+            self._budget.commit()
+            if not in_place:
+                self._budget.require_unpublished(attempt)
         yield
         if self._budget is not None:
-            self._budget.commit()
+            self._budget.published(attempt)
 
     def __repr__(self) -> str:
         return f"Plan({self._known()['plan_hash'][:12]})"
@@ -102,9 +108,7 @@ class Grant(_Handle):
         self._recorded = sha256_of(canonical_json(self._entry(self._known())))
 
     def _of(self, ledger: Ledger) -> dict[str, Any]:
-        # No totals: they take time, and a DoFn does not need them.
-        entries = [entry.to_json() for entry in ledger.entries]
-        return {"plan_hash": ledger.plan_hash, "sealed": ledger.sealed, "charged": ledger.charged, "entries": entries}
+        return ledger.plan_json() | {"charged": ledger.charged}
 
     def _entry(self, plan: Mapping[str, Any]) -> dict[str, Any] | None:
         return next((entry for entry in plan["entries"] if entry["label"] == self.label), None)

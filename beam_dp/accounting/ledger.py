@@ -94,10 +94,10 @@ class Ledger:
 
     @property
     def plan_hash(self) -> str:
-        """sha256 of the canonical JSON of the entries, as they were when the plan was sealed if it is."""
+        """sha256 of the canonical JSON of entries and shares, as they were when the plan was sealed if it is."""
         if self._sealed_hash is not None:
             return self._sealed_hash
-        return plan_hash_of([entry.to_json() for entry in self.entries])
+        return plan_hash_of([entry.to_json() for entry in self.entries], self._shares.to_json())
 
     def draw(self, share: Share, label: str, model: str) -> Part:
         """Gives a transform the share that it names, once; what it records must fit it when the plan is sealed.
@@ -206,17 +206,20 @@ class Ledger:
         """What the entries promise together, for each model apart: see `beam_dp.accounting.composition`."""
         return compose(self.entries)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The ledger as JSON values (schema_version 1); with a key ``shares`` where some are declared."""
+    def plan_json(self) -> dict[str, Any]:
+        """The plan as JSON values, without totals, which take time."""
         with self._lock:
             shares = self._shares.to_json()
             return {
-                "schema_version": SCHEMA_VERSION,
                 "plan_hash": self.plan_hash,
                 "sealed": self.sealed,
                 "entries": [entry.to_json() for entry in self.entries],
-                "totals": self.total(),
             } | ({"shares": shares} if shares else {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ledger as JSON values (schema_version 1); with a key ``shares`` where some are declared."""
+        with self._lock:
+            return {"schema_version": SCHEMA_VERSION} | self.plan_json() | {"totals": self.total()}
 
     def to_json(self) -> str:
         """The ledger as a JSON document (schema_version 1) that ends with a newline."""
@@ -241,9 +244,9 @@ class Ledger:
         for item in fields["entries"]:
             entry = Entry.from_json(item)
             ledger._entries[entry.label] = entry
+        ledger._shares = ShareBook.from_json(fields.get("shares", ()))
         if len(ledger._entries) != len(fields["entries"]) or fields.get("plan_hash") != ledger.plan_hash:
             raise InputError("this ledger was changed after it was written: its entries do not match its plan_hash")
-        ledger._shares = ShareBook.from_json(fields.get("shares", ()))
         if fields.get("sealed"):
             ledger._sealed_hash = ledger.plan_hash
         return ledger

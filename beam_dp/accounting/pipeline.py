@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, TestOptions
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from apache_beam.pvalue import PValue
-from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
+from apache_beam.runners.runner import PipelineResult, PipelineRunner
 from apache_beam.transforms.window import GlobalWindows
 
 from beam_dp.accounting.drawing import DrawingDoFn
@@ -41,7 +40,7 @@ class LedgerPipeline(beam.Pipeline):
 
     Attributes:
         ledger: where transforms record.
-        usages: what the steps that were applied so far report; sinks compare it with the plan.
+        usages: what the steps that were applied so far report.
 
     Raises:
         ArgumentError: ``ledger`` is not a `Ledger`; the options name no runner, or lack what their runner needs.
@@ -59,6 +58,7 @@ class LedgerPipeline(beam.Pipeline):
             raise ArgumentError(" ".join(str(error).split())) from None
         self.ledger = ledger
         self.usages: list[Usage] = []
+        self._reconciled: int | None = None
         self._submitted = False
         self._charged = False
 
@@ -81,31 +81,42 @@ class LedgerPipeline(beam.Pipeline):
     def charge(self) -> None:
         """Seals the ledger and charges it to its budget, if it has one; once: `run` does it where nobody did before.
 
+        `WriteBatches` commits the run before it publishes. A pipeline without it is committed at once, since nobody
+        knows when its output is seen.
+
         Raises:
-            GrantError: two steps draw under one entry, or, with a budget, no step does.
+            ArgumentError: there is a budget, and the options ask for a dry run, which Beam's runners do not do.
+            GrantError: two steps draw under one entry, or, with a budget, no step does, or one that no `WriteBatches`
+                comes after although there are some.
             BudgetExceededError: the budget refuses, or the run id was used before.
         """
+        # Also of a graph that was charged: steps may have come since.
+        self._require_one_step_an_entry()
         if self._charged:
             return
-        self._require_one_step_an_entry()
+        budget = self.ledger.budget
+        if budget is not None:
+            if self.options.view_as(TestOptions).dry_run:
+                raise ArgumentError("dry_run: with a budget, seal the ledger and ask its quote instead of running")
+            self._require_reconciled()
         self.ledger.charge()
+        if budget is not None and self._reconciled is None and not budget.started_by_workers:
+            budget.commit()
         self._charged = True
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        """Runs the pipeline and waits for its end.
+    def reconciled(self) -> list[Usage]:
+        """The `usages` so far, which the sink that asks compares with the plan."""
+        self._reconciled = len(self.usages)
+        return list(self.usages)
 
-        The last stage of `WriteBatches` commits the budget without this process; where a pipeline has other sinks, its
-        success is what says that output may have been seen.
-        """
-        super().__exit__(exc_type, exc_val, exc_tb)
-        budget = self.ledger.budget
-        if exc_type is None and budget is not None and self.result.state == PipelineState.DONE:
-            budget.commit()
+    def _require_reconciled(self) -> None:
+        if self._reconciled is None:
+            return
+        for usage in self.usages[self._reconciled :]:
+            raise GrantError(
+                f"{', '.join(usage.labels)}: drawn by a transform that no WriteBatches comes after, so that nothing "
+                "would compare it with the plan: apply WriteBatches last"
+            )
 
     def _require_one_step_an_entry(self) -> None:
         steps = _DrawingSteps(self.ledger)
@@ -132,8 +143,11 @@ class _DrawingSteps(PipelineVisitor):
 
     def visit_transform(self, transform_node: AppliedPTransform) -> None:
         step = transform_node.transform
-        if isinstance(step, beam.ParDo) and isinstance(step.fn, DrawingDoFn):
-            grants = [grant for grant, _ in step.fn.granted() if grant is not None]
+        fn = step.fn if isinstance(step, beam.ParDo) else None
+        # What with_exception_handling makes of a DoFn.
+        fn = getattr(fn, "_fn", fn)
+        if isinstance(fn, DrawingDoFn):
+            grants = [grant for grant, _ in fn.granted() if grant is not None]
             for grant in grants:
                 if not grant.is_of(self._ledger):
                     raise GrantError(f"{grant.label}: this step draws under a grant of another ledger")

@@ -81,7 +81,7 @@ def require_unchanged(plan: Mapping[str, Any]) -> None:
     Raises:
         GrantError: they are not.
     """
-    if plan["plan_hash"] != plan_hash_of(plan["entries"]):
+    if plan["plan_hash"] != plan_hash_of(plan["entries"], plan.get("shares", ())):
         raise GrantError("this plan was changed after it was sealed: construct the pipeline anew")
 
 

@@ -55,6 +55,12 @@ def system_reason(error: BaseException) -> str:
     return reason[:1].lower() + reason[1:] if reason else type(error).__name__
 
 
+def is_not_found(error: BaseException) -> bool:
+    """Whether the system says that there is no such file; object stores say 404."""
+    error = _innermost(error)
+    return isinstance(error, FileNotFoundError) or getattr(error, "code", None) == 404
+
+
 def last_component(path: str) -> str:
     """The name of a file without its folder."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]

@@ -25,11 +25,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from beam_dp.errors import ArgumentError, InputError, ResourceError
 from beam_dp.io.files import (
+    is_not_found,
     last_component,
     local_absolute,
     paths_with_prefix,
@@ -193,7 +194,26 @@ def refuse_existing(target: Target) -> None:
             )
 
 
-def publish(target: Target, staged: Iterable[Staged], ledger: dict[str, Any] | None) -> dict[str, Any]:
+def published_manifest(target: Target) -> dict[str, Any] | None:
+    """The manifest at its place if it is of this very attempt, so that all is published; else None."""
+    manifest = _read_json(target.manifest_path)
+    return manifest if manifest is not None and manifest.get("attempt") == target.attempt else None
+
+
+def refuse_unpublishable(target: Target, staged: Sequence[Staged]) -> dict[str, int]:
+    """Raises what `publish` would raise before it changes anything; returns the rejected rows by reason.
+
+    Raises:
+        InputError: more than ``max_rejects`` rows were rejected.
+        ResourceError: there is an output already.
+    """
+    by_reason = _refuse_rejects(target, _in_order(staged, REJECTS))
+    if published_manifest(target) is None and not target.overwrite and not FileSystems.exists(target.marker_path):
+        refuse_existing(target)
+    return by_reason
+
+
+def publish(target: Target, staged: Sequence[Staged], ledger: dict[str, Any] | None) -> dict[str, Any]:
     """Makes the staged files the output; returns the manifest.
 
     Calling it again after any interruption, with the same or with newly staged files, leads to one whole output.
@@ -203,15 +223,12 @@ def publish(target: Target, staged: Iterable[Staged], ledger: dict[str, Any] | N
         ResourceError: there is an output already, or the file system fails; nothing is published. An earlier output
             is gone only if it was the removal or a move that failed.
     """
-    shards = _in_order(staged, ROWS)
-    rejects = _in_order(staged, REJECTS)
-    by_reason = _refuse_rejects(target, rejects)
-    published = _read_json(target.manifest_path)
-    if published is not None and published.get("attempt") == target.attempt:
+    by_reason = refuse_unpublishable(target, staged)
+    published = published_manifest(target)
+    if published is not None:
         _remove_folder(target.staging)
         return published
-    if not target.overwrite and not FileSystems.exists(target.marker_path):
-        refuse_existing(target)
+    shards, rejects = _in_order(staged, ROWS), _in_order(staged, REJECTS)
     moves = _moves(target, ROWS, shards) + _moves(target, REJECTS, rejects)
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -247,9 +264,28 @@ def _replace(target: Target, moves: Sequence[tuple[Staged, str]], ledger: dict[s
     for item, final in moves:
         if (item, final) not in waiting and _sha256(final) != item.sha256:
             raise ResourceError(f"a staged shard is gone from {last_component(target.staging)}: run again")
-    moved = {final for _, final in moves} - {final for _, final in waiting}
-    _remove(path for path in existing_output(target.prefix) if path not in moved)
+    if published_manifest(target) is not None:
+        # Another attempt of the same bundle came first.
+        return
+    own = {final: item for item, final in moves}
+    # Looked at one by one, since another attempt may put its files there at any moment.
+    _remove(path for path in existing_output(target.prefix) if not _is_ours(target, path, own.get(path)))
     _move([(item.path, final) for item, final in waiting], last)
+
+
+def _is_ours(target: Target, path: str, item: Staged | None) -> bool:
+    """Whether what is at ``path`` is of this output, put there by an earlier or another attempt.
+
+    Args:
+        target: where the output goes.
+        path: of a manifest, or of a shard.
+        item: the shard that belongs there; None if none does.
+    """
+    if item is None:
+        return path == target.manifest_path and published_manifest(target) is not None
+    with reading(last_component(path)):
+        found = FileSystems.match([path])[0].metadata_list
+    return bool(found) and found[0].size_in_bytes == item.size and _sha256(path) == item.sha256
 
 
 def _in_order(staged: Iterable[Staged], kind: str) -> list[Staged]:
@@ -289,16 +325,24 @@ def _described(moves: Sequence[tuple[Staged, str]], kind: str) -> list[dict[str,
 
 
 def _move(shards: Sequence[tuple[str, str]], last: Sequence[tuple[str, str]]) -> None:
-    """Moves shards to their places, then ``last`` one by one; all or, as far as the file system lets it, none."""
+    """Moves shards to their places, then ``last`` one by one; all or, as far as the file system lets it, none.
+
+    What was gone before it could be moved is not moved back: another attempt has put it into its place.
+    """
     groups = [shards[start : start + _MOVES_AT_ONCE] for start in range(0, len(shards), _MOVES_AT_ONCE)]
     groups += [[move] for move in last]
+    gone: set[tuple[str, str]] = set()
     try:
         for group in groups:
             sources, finals = zip(*group, strict=True)
             with writing(finals[0]):
-                FileSystems.rename(list(sources), list(finals))
+                try:
+                    FileSystems.rename(list(sources), list(finals))
+                except BeamIOError as error:
+                    gone.update(move for move, cause in (error.exception_details or {}).items() if is_not_found(cause))
+                    raise
     except Exception:
-        for source, final in reversed([*shards, *last]):
+        for source, final in reversed([move for move in (*shards, *last) if move not in gone]):
             with contextlib.suppress(Exception):
                 if not FileSystems.exists(source):
                     FileSystems.rename([final], [source])

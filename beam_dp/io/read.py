@@ -11,6 +11,7 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 
+from beam_dp.accounting.pipeline import LedgerPipeline
 from beam_dp.errors import ArgumentError, InputError, require_count
 from beam_dp.io.batches import Position, split_by_size, with_position
 from beam_dp.io.files import InputFile, find_inputs, local_absolute
@@ -234,6 +235,8 @@ class ReadBatches(beam.PTransform):
 
     def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection[pa.RecordBatch] | ReadResult:
         """Plans the pieces, spreads them over the workers, reads them."""
+        if isinstance(pbegin.pipeline, LedgerPipeline) and pbegin.pipeline.ledger.budget is not None:
+            pbegin.pipeline.ledger.budget.reads(self._paths)
         pieces = pbegin | "Plan" >> beam.Create([self._source]) | "Cut" >> beam.ParDo(_Cut()) | beam.Reshuffle()
         do_fn = _Read(self._source.format, self._spec, fail_on_reject=not self._with_rejects)
         read = pieces | "Read" >> beam.ParDo(do_fn).with_outputs(REJECTED, main=BATCHES)

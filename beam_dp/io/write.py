@@ -18,7 +18,7 @@ from beam_dp.accounting.ledger import Ledger
 from beam_dp.accounting.pipeline import LedgerPipeline
 from beam_dp.errors import ArgumentError, describe_kind, require_choice, require_count
 from beam_dp.io.formats import FORMATS
-from beam_dp.io.publish import REJECTS, ROWS, Staged, Target, publish, refuse_existing
+from beam_dp.io.publish import REJECTS, ROWS, Staged, Target, publish, published_manifest, refuse_existing, refuse_unpublishable
 from beam_dp.io.rejects import METRICS_NAMESPACE
 from beam_dp.io.stage import Stager, stage_empty
 
@@ -33,8 +33,9 @@ class WriteBatches(beam.PTransform):
     No rows make one shard without rows. How values look in each format: `beam_dp.io.encode`.
 
     On a pipeline with a ledger nothing is published before the usage records of all steps that were applied so far are
-    in and agree with the plan (`beam_dp.accounting.usage`); if the ledger has a budget, the run is committed
-    afterwards. That happens in the pipeline's last stage, so no process need wait for it.
+    in and agree with the plan (`beam_dp.accounting.usage`); if the ledger has a budget, the run is committed in
+    between. That happens in the pipeline's last stage, so no process need wait for it. With a budget, `WriteBatches`
+    comes after all transforms that draw.
 
     Args:
         prefix: local path or URI that the output names begin with.
@@ -54,7 +55,7 @@ class WriteBatches(beam.PTransform):
         ResourceError: there is an output or a ledger already; in a worker: the file system refuses, e.g. the disk is
             full.
         GrantError: in a worker: what steps drew differs from the plan.
-        BudgetExceededError: in a worker: the run was voided.
+        BudgetExceededError: in a worker: the run was voided, or has published this output before.
         InputError: in a worker: too many rejects, or columns that the format cannot hold.
     """
 
@@ -105,8 +106,9 @@ class WriteBatches(beam.PTransform):
                 name = getattr(kind, "__name__", kind)
                 raise ArgumentError(f"WriteBatches takes PCollections of pyarrow.RecordBatch, not of {name}")
         plan, pipeline = self._plan, batches.pipeline
-        usages = pipeline.usages if isinstance(pipeline, LedgerPipeline) else []
+        usages = []
         if isinstance(pipeline, LedgerPipeline):
+            usages = pipeline.reconciled()
             if plan is not None and not plan.is_of(pipeline.ledger):
                 raise ArgumentError("plan is that of another ledger than the pipeline's: leave plan= out")
             plan = pipeline.ledger.plan()
@@ -185,15 +187,18 @@ class _Publish(beam.DoFn):
     def process(self, group: tuple[None, Iterable[Staged | str | None]]) -> Iterator[str]:
         items = list(group[1])
         records = [item for item in items if isinstance(item, str)]
+        staged = [item for item in items if isinstance(item, Staged)]
         if self._plan is None:
-            self._publish(items, None)
+            self._publish(staged, None)
         else:
-            with self._plan.publishing(records, self._labels):
-                self._publish(items, self._plan.ledger_json())
+            # What can be refused is refused before the charge is final.
+            refuse_unpublishable(self._target, staged)
+            in_place = published_manifest(self._target) is not None
+            with self._plan.publishing(records, self._labels, attempt=self._target.attempt, in_place=in_place):
+                self._publish(staged, self._plan.ledger_json())
         yield self._target.manifest_path
 
-    def _publish(self, items: Iterable[Staged | str | None], ledger: dict[str, Any] | None) -> None:
-        staged = [item for item in items if isinstance(item, Staged)]
+    def _publish(self, staged: list[Staged], ledger: dict[str, Any] | None) -> None:
         if not any(item.kind == ROWS for item in staged):
             staged.append(stage_empty(self._target, pa.schema([]) if self._schema is None else self._schema))
         publish(self._target, staged, ledger)

@@ -2,7 +2,8 @@
 
     python killed_run.py FOLDER RUN_ID MOMENT
 
-Moments: before or after one of ``reserve``, ``start``, ``draw``, ``renew``, ``publish`` and ``commit``, or ``never``.
+Moments: before or after one of ``reserve``, ``start``, ``draw``, ``commit``, ``publish`` and ``published``, or
+``never``.
 FOLDER/drawn is there if noise was drawn.
 """
 
@@ -26,7 +27,7 @@ from beam_dp.mechanisms.randomized_response import KaryRandomizedResponse
 
 MOMENTS = [
     f"{when} {what}"
-    for what in ("reserve", "start", "draw", "renew", "publish", "commit")
+    for what in ("reserve", "start", "draw", "commit", "publish", "published")
     for when in ("before", "after")
 ]
 
@@ -58,7 +59,7 @@ def marking(original: Callable[..., Any], path: Path) -> Callable[..., Any]:
 def plant(moment: str, folder: Path) -> None:
     KaryRandomizedResponse.respond = marking(KaryRandomizedResponse.respond, folder / "drawn")
     when, _, what = moment.partition(" ")
-    if what in ("reserve", "start", "renew", "commit"):
+    if what in ("reserve", "start", "commit", "published"):
         setattr(BudgetRun, what, deadly(getattr(BudgetRun, what), when))
     elif what == "draw":
         KaryRandomizedResponse.respond = deadly(KaryRandomizedResponse.respond, when)

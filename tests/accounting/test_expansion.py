@@ -88,8 +88,8 @@ def test_charged_at_expansion_and_started_by_the_workers(url: str, out: Path, fl
     pipeline = construct(Answers(url, "r", out), flags)
     assert kinds(url) == ["reserve"]
     run(pipeline)
-    assert kinds(url) == ["reserve", "start"]
-    assert BudgetStore(url).account("survey").runs["r.Ask"].state == "running"
+    assert kinds(url) == ["reserve", "start", "commit"]
+    assert BudgetStore(url).account("survey").runs["r.Ask"].state == "committed"
     assert out.read_text() == "drawn\n"
 
 
@@ -98,21 +98,25 @@ def test_of_graphs_made_twice_one_draws_and_one_is_charged(url: str, out: Path, 
     graphs = [construct(Answers(url, "r", out)), construct(Answers(url, "r", out))]
     assert kinds(url) == ["reserve"]
     run(graphs[order[0]])
-    with pytest.raises(BudgetExceededError, match=r"run r\.Ask of Answers is running already"):
+    with pytest.raises(BudgetExceededError, match=r"run r\.Ask of Answers is committed already"):
         run(graphs[order[1]])
     assert out.read_text() == "drawn\n"
-    assert kinds(url) == ["reserve", "start"]
+    assert kinds(url) == ["reserve", "start", "commit"]
 
 
 def test_a_graph_made_after_another_ran_is_refused(url: str, out: Path) -> None:
     run(construct(Answers(url, "r", out)))
-    with pytest.raises(BudgetExceededError, match=r"run r.Ask of Answers is running already: choose another run_id"):
+    with pytest.raises(
+        BudgetExceededError, match=r"run r.Ask of Answers is committed already; another run_id is charged anew"
+    ):
         construct(Answers(url, "r", out))
 
 
 def test_another_mechanism_is_no_repetition(url: str, out: Path) -> None:
     construct(Answers(url, "r", out))
-    with pytest.raises(BudgetExceededError, match=r"run r.Ask of Answers is reserved already: choose another run_id"):
+    with pytest.raises(
+        BudgetExceededError, match=r"run r.Ask of Answers is reserved already; another run_id is charged anew"
+    ):
         construct(Answers(url, "r", out, epsilon=0.5))
 
 
@@ -182,7 +186,7 @@ def test_every_release_of_an_aggregation_is_one_charge(url: str, tmp_path: Path)
             ledger=ledger,
         )
     run(pipeline)
-    assert kinds(url) == ["limit", "reserve", "start"]
+    assert kinds(url) == ["limit", "reserve", "start", "commit"]
     (charge,) = BudgetStore(url).account("survey").runs["r.All"].charges
     assert charge.amount is not None
     assert 0.99 < float(charge.amount.epsilon) <= 1

@@ -17,7 +17,14 @@ from beam_dp.errors import BudgetExceededError
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("killed_run.py")
-STATES = {"reserve": (None, "reserved"), "start": ("reserved", "running"), "commit": ("running", "committed")}
+STATES = {
+    "reserve": (None, "reserved"),
+    "start": ("reserved", "running"),
+    "draw": ("running", "running"),
+    "commit": ("running", "committed"),
+    "publish": ("committed", "committed"),
+    "published": ("committed", "committed"),
+}
 
 
 def launch(folder: Path, run_id: str, moment: str) -> subprocess.CompletedProcess:
@@ -49,7 +56,7 @@ def test_whatever_was_drawn_is_charged_and_stays_so(tmp_path: Path, moment: str)
     when, what = moment.split(" ")
     account = store.account("answers")
     run = account.runs.get("first")
-    expected = STATES.get(what, ("running", "running"))[when == "after"]
+    expected = STATES[what][when == "after"]
     assert (None if run is None else run.state) == expected
     assert (tmp_path / "drawn").exists() == (
         MOMENTS.index(moment) >= MOMENTS.index("before draw") and moment != "before draw"
@@ -58,6 +65,9 @@ def test_whatever_was_drawn_is_charged_and_stays_so(tmp_path: Path, moment: str)
         assert account.runs["first"].state in ("running", "committed")
     published = (tmp_path / "out" / "answers.manifest.json").exists()
     assert published == (MOMENTS.index(moment) >= MOMENTS.index("after publish"))
+    if published:
+        # Whatever can be seen is charged for good.
+        assert account.runs["first"].state == "committed"
     head = store.verify("answers")["answers"]
 
     # Nobody gets the budget a second time, under the same name or another one.

@@ -365,3 +365,9 @@ def test_entries_are_values() -> None:
     with pytest.raises(AttributeError):
         entry.label = "other"  # type: ignore[misc]
     assert repr(ledger) == "Ledger(1 entries, open)"
+
+
+@pytest.mark.parametrize("label", ["two\nlines", "\x1b[31m", "a\ud800b", "a\u2028b"], ids=ascii)
+def test_a_label_is_one_line_of_text(label: str) -> None:
+    with pytest.raises(ArgumentError, match="label must be without control characters"):
+        Ledger().record(**_fields(label=label))

@@ -12,15 +12,14 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
 
-from beam_dp import Aggregate, Bounds, Budget, Count, Ledger, RandomizedResponse, WriteBatches
+from beam_dp import Aggregate, Bounds, Budget, Count, Ledger, RandomizedResponse, ReadBatches, WriteBatches
 from beam_dp.accounting.budget import BudgetRun, BudgetStore, Limit
 from beam_dp.accounting.drawing import DrawingDoFn
 from beam_dp.accounting.pipeline import LedgerPipeline
 from beam_dp.aggregate import local as local_module
 from beam_dp.aggregate import transform as aggregate_module
-from beam_dp.errors import ArgumentError, BudgetExceededError, GrantError
+from beam_dp.errors import ArgumentError, BudgetExceededError, GrantError, InputError
 from pipelines.workers import late_workers_stop
 
 ROWS = pa.record_batch({"user": list(range(60)), "item": ["tea", "jam"] * 30})
@@ -84,10 +83,13 @@ def test_what_was_planned_is_published_and_committed(tmp_path: Path, flags: list
     assert state_of(tmp_path / "store") == "committed"
 
 
-def test_a_pipeline_without_a_sink_of_ours_is_committed_by_its_success(tmp_path: Path) -> None:
-    with Ledger(budget=run_of(tmp_path)).pipeline(PipelineOptions(ONE_PROCESS)) as pipeline:
-        pipeline | beam.Create([ROWS]).with_output_types(pa.RecordBatch) | counted()
+def test_a_pipeline_without_a_sink_of_ours_is_committed_before_it_runs(tmp_path: Path) -> None:
+    """Nobody knows when its output is seen, so that it must never become void."""
+    pipeline = Ledger(budget=run_of(tmp_path)).pipeline(PipelineOptions(ONE_PROCESS))
+    pipeline | beam.Create([ROWS]).with_output_types(pa.RecordBatch) | counted()
+    pipeline.charge()
     assert state_of(tmp_path) == "committed"
+    pipeline.run().wait_until_finish()
 
 
 def test_a_pipeline_that_fails_stays_charged(tmp_path: Path) -> None:
@@ -96,7 +98,8 @@ def test_a_pipeline_that_fails_stays_charged(tmp_path: Path) -> None:
         Ledger(budget=run_of(tmp_path)).pipeline(PipelineOptions(ONE_PROCESS)) as pipeline,
     ):
         released = pipeline | beam.Create([ROWS]).with_output_types(pa.RecordBatch) | counted()
-        released | beam.Map(lambda _: 1 // 0)
+        failing = released | beam.Map(lambda _: 1 // 0).with_output_types(pa.RecordBatch)
+        failing | WriteBatches(f"{tmp_path}/out", format="csv")
     assert state_of(tmp_path) == "running"
     with (
         pytest.raises(BudgetExceededError),
@@ -180,24 +183,91 @@ def test_a_pipeline_that_the_budget_refused_draws_nothing_when_it_is_run_otherwi
         again.run().wait_until_finish()
 
 
-def test_a_run_that_ended_otherwise_than_well_is_not_committed(tmp_path: Path) -> None:
-    class Cancelled(PipelineResult):
-        def wait_until_finish(self, duration: int | None = None) -> str:
-            return PipelineState.CANCELLED
-
-    class Cancelling(PipelineRunner):
-        def run_pipeline(self, pipeline: beam.Pipeline, options: PipelineOptions) -> PipelineResult:
-            return Cancelled(PipelineState.CANCELLED)
-
-    with Ledger(budget=run_of(tmp_path)).pipeline(PipelineOptions(), Cancelling()) as pipeline:
-        pipeline | beam.Create([ROWS]).with_output_types(pa.RecordBatch) | counted()
-    assert state_of(tmp_path) == "running"
+def submitted_again(pipeline: LedgerPipeline, options: PipelineOptions) -> None:
+    """The same job once more, as a template file is launched again."""
+    pipeline.runner.run_pipeline(pipeline, options).wait_until_finish()
 
 
-def test_a_charged_pipeline_whose_construction_fails_stays_charged_and_is_not_committed(tmp_path: Path) -> None:
+def test_a_job_that_is_submitted_twice_publishes_once(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    options = PipelineOptions(ONE_PROCESS)
+    pipeline = Ledger(budget=run_of(tmp_path / "store")).pipeline(options)
+    build(pipeline, tmp_path / "out" / "items")
+    pipeline.run().wait_until_finish()
+    first = (tmp_path / "out" / "items-00000-of-00001.csv").read_bytes()
+    submitted_again(pipeline, options)
+    assert (tmp_path / "out" / "items-00000-of-00001.csv").read_bytes() == first
+
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    with pytest.raises(Exception, match="has published this output already"):
+        submitted_again(pipeline, options)
+    assert not list(tmp_path.glob("out/items-*")) and not list(tmp_path.glob("out/*.json"))
+
+
+def test_a_dry_run_of_ones_own_is_neither_charged_nor_run(tmp_path: Path) -> None:
+    options = PipelineOptions([*ONE_PROCESS, "--dry_run=true"])
+    pipeline = Ledger(budget=run_of(tmp_path)).pipeline(options)
+    build(pipeline, tmp_path / "items")
+    with pytest.raises(ArgumentError, match="dry_run"):
+        pipeline.run()
+    assert state_of(tmp_path) is None
+
+
+def test_what_a_pipeline_reads_must_belong_to_the_data_set(tmp_path: Path) -> None:
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "in.csv").write_text("smokes\nyes\n")
+    store = BudgetStore(f"sqlite:///{tmp_path}/budget.db")
+    store.create("mine", Limit(model="local", privacy_unit="user", epsilon=9), inputs=[str(tmp_path / "mine")])
+    for run_id, read in (("r1", ["mine"]), ("r2", ["mine", "theirs"]), ("r3", [])):
+        pipeline = Ledger(budget=store.run("mine", run_id)).pipeline(PipelineOptions(ONE_PROCESS))
+        inputs = [pipeline | name >> ReadBatches(f"{tmp_path}/{name}/*.csv", columns=["smokes"]) for name in read] or [
+            pipeline | beam.Create([pa.record_batch({"smokes": ["no"]})]).with_output_types(pa.RecordBatch)
+        ]
+        answers = inputs | beam.Flatten()
+        answers | RandomizedResponse(categories=["no", "yes"], epsilon=1, column="smokes")
+        if read == ["mine"]:
+            pipeline.charge()
+        else:
+            with pytest.raises(InputError, match="data set mine"):
+                pipeline.charge()
+    assert list(store.account("mine").runs) == ["r1"]
+
+
+def test_with_a_budget_what_draws_comes_before_the_sinks(tmp_path: Path) -> None:
+    pipeline = Ledger(budget=run_of(tmp_path)).pipeline(PipelineOptions(ONE_PROCESS))
+    build(pipeline, tmp_path / "items")
+    late = pipeline | "Late rows" >> beam.Create([ROWS]).with_output_types(pa.RecordBatch)
+    late | "Late" >> counted()
+    with pytest.raises(GrantError, match="Late/count: drawn by a transform that no WriteBatches comes after"):
+        pipeline.run()
+    assert state_of(tmp_path) is None
+
+
+def test_a_step_that_is_added_behind_the_charge_is_refused(tmp_path: Path) -> None:
+    pipeline = Ledger(budget=run_of(tmp_path)).pipeline(PipelineOptions(ONE_PROCESS))
+    build(pipeline, tmp_path / "items")
+    pipeline.charge()
+    (fn,) = drawing_dofns(pipeline)
+    pipeline | "Again" >> beam.Create([(0, [])]) | "Twice" >> beam.ParDo(fn, ())
+    with pytest.raises(GrantError, match="2 steps of this pipeline draw under it"):
+        pipeline.run()
+
+
+def test_a_step_is_seen_through_exception_handling() -> None:
+    pipeline = Ledger().pipeline(PipelineOptions(ONE_PROCESS))
+    answers = pipeline | beam.Create(["a", "b"])
+    answers | "Answers" >> RandomizedResponse(categories=["a", "b"], epsilon=1)
+    (fn,) = drawing_dofns(pipeline)
+    answers | "Again" >> beam.ParDo(fn).with_exception_handling()
+    with pytest.raises(GrantError, match=r"^Answers has one ledger entry, but 2 steps"):
+        pipeline.run()
+
+
+def test_a_charged_pipeline_whose_construction_fails_stays_charged(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     with pytest.raises(ZeroDivisionError), Ledger(budget=run).pipeline(PipelineOptions(ONE_PROCESS)) as pipeline:
-        pipeline | beam.Create([ROWS]).with_output_types(pa.RecordBatch) | counted()
+        build(pipeline, tmp_path / "items")
         pipeline.charge()
         raise ZeroDivisionError
     assert state_of(tmp_path) == "running"

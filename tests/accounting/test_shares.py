@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from fractions import Fraction
@@ -428,3 +429,13 @@ def test_damaged_shares_are_refused(shares: Any) -> None:
     document = Ledger().to_dict() | {"shares": shares}
     with pytest.raises(InputError, match="the shares of a ledger are incomplete"):
         Ledger.from_json(json.dumps(document))
+
+
+def test_declared_amounts_belong_to_the_plan() -> None:
+    ledger = Ledger(shares=Shares(2, parts={"counts": 1}))
+    document = json.loads(ledger.report("json"))
+    for change in (lambda d: d["shares"][0].update(epsilon=3), lambda d: d.pop("shares")):
+        changed = copy.deepcopy(document)
+        change(changed)
+        with pytest.raises(InputError, match="changed after it was written"):
+            Ledger.from_json(json.dumps(changed))

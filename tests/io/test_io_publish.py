@@ -1,5 +1,6 @@
 """The publish and the staging on a local folder, interrupted everywhere."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -16,6 +17,7 @@ from io_support import content, manifest, parquet_rows, rejects, shards
 
 from beam_dp.errors import ArgumentError, InputError, ResourceError
 from beam_dp.io import WriteBatches, with_position
+from beam_dp.io import publish as publish_module
 from beam_dp.io.batches import Position
 from beam_dp.io.publish import REJECTS, ROWS, Staged, Target, discard_staging, publish
 from beam_dp.io.rejects import Reject, rejects_batch
@@ -403,3 +405,26 @@ def test_staging_into_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match=r"(not a directory|file exists), while writing .*/file/out$"):
         three(target(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+@pytest.mark.parametrize("moment", ["existing_output", "_remove", "_move", "write_json"])
+def test_a_twin_attempt_that_comes_first_keeps_its_output(tmp_path, monkeypatch, moment, overwrite):
+    """Runners may work on the publish in two places: whichever is late must not undo what the other one did."""
+    if overwrite:
+        publish(target(tmp_path, attempt="a0"), three(target(tmp_path, attempt="a0"), "old"), LEDGER)
+    where = target(tmp_path, overwrite=overwrite)
+    staged = three(where)
+    original = getattr(publish_module, moment)
+
+    def late(*args):
+        monkeypatch.setattr(publish_module, moment, original)
+        publish(where, staged, LEDGER)
+        return original(*args)
+
+    monkeypatch.setattr(publish_module, moment, late)
+    with contextlib.suppress(ResourceError):
+        publish(where, staged, LEDGER)
+    assert manifest(tmp_path / "out")["attempt"] == "a1"
+    assert content(tmp_path / "out") == "a\nb\nc\ne\n"
+    assert is_whole(f"{tmp_path}/out")

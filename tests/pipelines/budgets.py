@@ -10,7 +10,7 @@ from beam_dp import Ledger
 from beam_dp.accounting.budget import BudgetStore
 from beam_dp.guarantees import CentralGuarantee
 
-STEPS = ("reserve", "start", "renew", "commit")
+STEPS = ("reserve", "start", "commit")
 
 
 def ledger_that_costs(epsilon: float, delta: float = 0.0, unit: str = "user") -> Ledger:

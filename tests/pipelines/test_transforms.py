@@ -173,11 +173,11 @@ def test_two_transforms_of_a_pipeline_share_a_run_id(tmp_path: Path) -> None:
     construct().run().wait_until_finish()
     runs = store.account("survey").runs
     assert {name: run.state for name, run in runs.items()} == {
-        "week-7.RandomizedResponse": "running",
-        "week-7.PrivatizeText": "running",
+        "week-7.RandomizedResponse": "committed",
+        "week-7.PrivatizeText": "committed",
     }
     assert [run.pipeline for run in runs.values()] == ["RandomizedResponse", "PrivatizeText"]
-    with pytest.raises(BudgetExceededError, match=r"run week-7\.RandomizedResponse of RandomizedResponse is running"):
+    with pytest.raises(BudgetExceededError, match=r"run week-7\.RandomizedResponse of RandomizedResponse is committed"):
         construct()
 
 

@@ -254,18 +254,18 @@ def test_a_pipeline_of_others_draws_once_on_one_charge(service: str, tmp_path: P
     first, twin = construct(), construct()
     assert [record.kind for record in store.history("survey")[2:]] == ["reserve"]
     first.run().wait_until_finish()
-    assert [record.kind for record in store.history("survey")[2:]] == ["reserve", "start"]
+    assert [record.kind for record in store.history("survey")[2:]] == ["reserve", "start", "commit"]
     with pytest.raises(
         Exception,
-        match=r"run week-7\.Ask\.RandomizedResponse of RandomizedResponse is running already: start needs one",
+        match=r"run week-7\.Ask\.RandomizedResponse of RandomizedResponse is committed already: start needs one",
     ):
         twin.run().wait_until_finish()
     with pytest.raises(
         RuntimeError,
-        match=r"^run week-7\.Ask\.RandomizedResponse of RandomizedResponse is running already: choose another",
+        match=r"^run week-7\.Ask\.RandomizedResponse of RandomizedResponse is committed already; another run_id",
     ):
         construct()
-    assert len(store.history("survey")) == 4
+    assert len(store.history("survey")) == 5
 
 
 def _all_answered(responses: list[Any]) -> None:

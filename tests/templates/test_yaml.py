@@ -70,14 +70,16 @@ def test_texts_are_charged_once(tmp_path: Path, store: BudgetStore) -> None:
     assert all(len(row["body"].split()) == 4 for row in private)
     assert any(row["body"] != "where is my order" for row in private)
     assert not list(tmp_path.glob("rejects*"))
-    assert [record.kind for record in store.history("tickets")[2:]] == ["reserve", "start"]
+    assert [record.kind for record in store.history("tickets")[2:]] == ["reserve", "start", "commit"]
     assert list(store.account("tickets").runs) == ["week-7.Privatize"]
 
     again = run_example("privatize_text", output=str(tmp_path / "second"), **names)
     assert again.returncode != 0
-    assert 'transform "Privatize" at line 10: run week-7.Privatize of PrivatizeText is running already' in again.stderr
+    assert (
+        'transform "Privatize" at line 10: run week-7.Privatize of PrivatizeText is committed already' in again.stderr
+    )
     assert not list(tmp_path.glob("second*"))
-    assert len(store.history("tickets")) == 4
+    assert len(store.history("tickets")) == 5
 
 
 def test_groups_of_a_table(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_a_graph_made_twice_in_one_process_is_charged_once(store: BudgetStore) -
     with pytest.raises(ValueError, match=r"run r\.PrivatizeText of PrivatizeText is reserved already"):
         expand(privatize(epsilon=7, **budget))
     twin.run().wait_until_finish()
-    assert [record.kind for record in store.history("tickets")[2:]] == ["reserve", "start"]
+    assert [record.kind for record in store.history("tickets")[2:]] == ["reserve", "start", "commit"]
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ class Run:
 
     Attributes:
         run_id: its name.
-        state: ``reserved`` (charged, not started), ``running``, ``committed`` (output published) or ``void`` (never
-            published, charge given back).
+        state: ``reserved`` (charged, not started), ``running``, ``committed`` (its output may be seen, so its charge is
+            final) or ``void`` (never published, charge given back).
         token: random, of the process that reserved it.
         plan_hash: of the ledger that it was reserved with.
         pipeline: name of what it runs; may be empty.
@@ -29,6 +29,7 @@ class Run:
         at: when it was reserved, UTC.
         lease_until: until when nobody may void it once it is running, UTC; None before.
         launch: random, of the graph whose workers started it; None before, and where the launching process did.
+        published: the outputs of it that are in their places, each by the ``attempt`` of its manifest.
     """
 
     run_id: str
@@ -40,6 +41,7 @@ class Run:
     at: datetime
     lease_until: datetime | None = None
     launch: str | None = None
+    published: frozenset[str] = frozenset()
 
     def lease_expired(self, at: datetime) -> bool:
         """Whether the run was started and its lease is over at ``at`` (UTC, aware)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -92,8 +93,12 @@ class ObjectLog:
             return True
 
     def now(self) -> datetime:
-        """The time in UTC, of this machine's clock."""
-        return datetime.now(timezone.utc)
+        """The time in UTC by the clock of Cloud Storage, to the second: launchers' clocks differ, and can be set."""
+        with self._bucket() as bucket:
+            dates: list[str] = []
+            bucket.client._http.hooks["response"].append(lambda response, **_: dates.append(response.headers["Date"]))
+            self._listed(bucket, limit=1)
+        return parsedate_to_datetime(dates[-1]).astimezone(timezone.utc)
 
     def _blob(self, bucket: Bucket, dataset: str) -> Blob:
         return bucket.blob(f"{self._folder}{dataset}{_SUFFIX}")

@@ -5,8 +5,8 @@ Records by kind, with the fields of their bodies
     limit   limit                                   a limit of a key that has none
     reserve run_id, token, plan_hash, pipeline, charges, ledger      charges a run
     start   run_id, token, lease_until, [launch]    the one moment at which a reserved run becomes a launch
-    renew   run_id, token, lease_until              a later end of the lease of a running run
-    commit  run_id, token                           its output is published
+    commit  run_id, token                           from now on its output may be seen: its charge is final
+    publish run_id, token, attempt                  one of its outputs is in its place
     void    run_id, was, signed_by, statement       it never published and never will: its charge is given back
 
 A run goes reserved -> running -> committed, and reserved or running -> void. It keeps its id for ever.
@@ -18,7 +18,7 @@ Why no limit is ever exceeded. Let H(n) be records 0 to n of a data set.
    of record n, so a period of a renewing limit that is over stays over.
 3. For each limit, let S be the sum of the charges of its key of all runs but void ones that were reserved in the
    limit's current period. After each record S <= limit: ``create`` has no runs; ``limit`` is refused if S is above
-   already; ``reserve`` is refused if S and its own charge are together above; ``start``, ``renew`` and ``commit``
+   already; ``reserve`` is refused if S and its own charge are together above; ``start``, ``commit`` and ``publish``
    leave S as it is, ``void`` lowers it, and so does the beginning of a period, in which nothing was reserved yet.
 So S, spent and reserved alike, is at most the limit at every moment and under any number of concurrent launches, since
 there is no moment that is not behind some H(n).
@@ -26,8 +26,9 @@ there is no moment that is not behind some H(n).
 Why nothing runs that is not charged. A launch submits only once its own ``start`` record is there, or, where others own
 the pipeline, a worker draws only once the ``start`` record of its own graph (``launch``) is there. ``start`` needs a
 reserved run, which ``reserve`` has charged, and takes it away, so one run id is launched at most once. A launch that
-dies leaves its charge behind: only a person can give it back, with a name and for an output that nobody saw. A run that
-is void can do nothing more: ``renew``, which comes right before the output is published, is refused.
+dies leaves its charge behind: only a person can give it back, with a name and for an output that nobody saw. ``commit``
+comes before anything can be seen, right before the publication or, where that is not for us to say, with ``start``; a
+run that is void cannot commit, and one that has committed is never void.
 
 A reader applies the same rules to each record (`fold`), so a history that breaks one is found whoever wrote it.
 """
@@ -41,12 +42,12 @@ from functools import lru_cache
 from typing import Any
 
 from beam_dp.accounting.budget.account import COMMITTED, RESERVED, RUNNING, VOIDED, Account, Run, Term
-from beam_dp.accounting.budget.charges import Charge, Limit
+from beam_dp.accounting.budget.charges import Charge, Limit, charges_of
 from beam_dp.accounting.budget.records import (
     COMMIT,
     CREATE,
     LIMIT,
-    RENEW,
+    PUBLISH,
     RESERVE,
     SCHEMA_VERSION,
     START,
@@ -90,17 +91,20 @@ def is_done(account: Account, kind: str, body: Body) -> bool:
     """Whether the history says already what this record would, so that asking again writes nothing.
 
     That is so for a reservation by the same process for the same plan that was not started yet (Beam may construct a
-    graph twice), for ``start`` by another worker of the same graph, and for ``renew`` and ``commit`` of a committed run
-    by its own launch (Beam may run a bundle again).
+    graph twice), for ``start`` by another worker of the same graph, and for ``commit`` of a committed run and
+    ``publish`` of the same output by its own launch (Beam may run a bundle again).
     """
     run = account.runs.get(body["run_id"])
     if run is None or run.token != body["token"]:
         return False
     if kind == RESERVE:
-        return run.state == RESERVED and run.plan_hash == body["plan_hash"]
+        return run.state == RESERVED and (run.plan_hash, run.charges) == (body["plan_hash"], _charges(body))
     if kind == START:
-        return run.state == RUNNING and run.launch is not None and run.launch == body.get("launch")
-    return kind in (RENEW, COMMIT) and run.state == COMMITTED
+        same_graph = run.launch is not None and run.launch == body.get("launch")
+        return same_graph and run.state in (RUNNING, COMMITTED)
+    if kind == PUBLISH:
+        return body["attempt"] in run.published
+    return kind == COMMIT and run.state == COMMITTED
 
 
 def fold(dataset: str, records: Iterable[Record], account: Account | None = None) -> Account | None:
@@ -121,7 +125,7 @@ def fold(dataset: str, records: Iterable[Record], account: Account | None = None
             reason = refusal(account, record.kind, record.body, record.time)
             if reason is None:
                 account = _after(account, record)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             reason = "its body lacks a field, or one is of another kind"
         if reason is not None:
             raise damaged(dataset, record.sequence, reason)
@@ -131,21 +135,22 @@ def fold(dataset: str, records: Iterable[Record], account: Account | None = None
 def _refuse_reserve(account: Account, body: Body, at: datetime) -> str | None:
     run = account.runs.get(require_name("run_id", body["run_id"]))
     if run is not None:
-        return f"{_described(run)}: choose another run_id"
-    return account.refusal(_charges(body), at)
+        return f"{_described(run)}; another run_id is charged anew"
+    charges = _charges(body)
+    if charges != charges_of(body["ledger"]):
+        return "the charges are not those of its ledger"
+    return account.refusal(charges, at)
 
 
 def _refuse_step(run: Run, kind: str, body: Body, at: datetime) -> str | None:
-    """Why ``start``, ``renew`` or ``commit`` is refused."""
-    needed = RESERVED if kind == START else RUNNING
+    """Why ``start``, ``commit`` or ``publish`` is refused."""
+    needed = {START: RESERVED, COMMIT: RUNNING, PUBLISH: COMMITTED}[kind]
     if run.state != needed:
         return f"{_described(run)}: {kind} needs one that is {needed}"
     if run.token != body["token"]:
-        return f"{_described(run)} by another launch: choose another run_id"
-    if kind != COMMIT:
-        earliest = at if run.lease_until is None else run.lease_until
-        if parse_time(body["lease_until"]) < earliest:
-            return f"run {run.run_id}: a lease ends in the future and is never cut short"
+        return f"{_described(run)} by another launch; another run_id is charged anew"
+    if kind == START and parse_time(body["lease_until"]) < at:
+        return f"run {run.run_id}: a lease ends in the future"
     return None
 
 
@@ -205,8 +210,8 @@ _CHANGES: dict[str, Callable[[Run, Body], Run]] = {
     START: lambda run, body: replace(
         run, state=RUNNING, lease_until=parse_time(body["lease_until"]), launch=_launch(body)
     ),
-    RENEW: lambda run, body: replace(run, lease_until=parse_time(body["lease_until"])),
     COMMIT: lambda run, body: replace(run, state=COMMITTED),
+    PUBLISH: lambda run, body: replace(run, published=run.published | {_text(body["attempt"])}),
     VOID: lambda run, body: replace(run, state=VOIDED),
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from beam_dp.errors import ArgumentError, InputError, describe_kind
 
@@ -57,18 +56,11 @@ def _normalised(path: object) -> str:
         return os.path.realpath(os.path.expanduser(path))  # noqa: PTH111 - keeps the text of the path otherwise
     scheme, _, rest = path.partition("://")
     parts = rest.split("/")
-    if not scheme or not rest.strip("/") or ".." in parts or "." in parts:
+    if not scheme or not rest.strip("/") or ".." in parts or "." in parts or "[" in parts[0]:
         raise ArgumentError("inputs must be URIs of the form scheme://host/path without '.' and '..' segments")
-    if _has_password(path):
-        raise ArgumentError("inputs must not hold a password: the budget store shows them to everybody")
+    if "?" in rest or "@" in parts[0]:
+        raise ArgumentError("inputs must not hold a user, password or query: the budget store shows them to everybody")
     return f"{scheme.lower()}://{rest.rstrip('/')}"
-
-
-def _has_password(uri: str) -> bool:
-    try:
-        return urlsplit(uri).password is not None
-    except ValueError:
-        raise ArgumentError("inputs must be URIs of the form scheme://host/path") from None
 
 
 def _within(path: str, prefix: str) -> bool:

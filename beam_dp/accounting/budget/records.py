@@ -24,16 +24,16 @@ from beam_dp.errors import ArgumentError, BudgetStoreError, describe_kind
 NO_RECORD = "0" * 64
 SCHEMA_VERSION = 1
 
-CREATE, LIMIT, RESERVE, START, RENEW, COMMIT, VOID = (
+CREATE, LIMIT, RESERVE, START, COMMIT, PUBLISH, VOID = (
     "create",
     "limit",
     "reserve",
     "start",
-    "renew",
     "commit",
+    "publish",
     "void",
 )
-KINDS = (CREATE, LIMIT, RESERVE, START, RENEW, COMMIT, VOID)
+KINDS = (CREATE, LIMIT, RESERVE, START, COMMIT, PUBLISH, VOID)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TAIL = re.compile(r',"hash":"([0-9a-f]{64})"\}')

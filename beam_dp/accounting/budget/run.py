@@ -13,8 +13,9 @@ from beam_dp.accounting.budget.account import Account, left_of, told
 from beam_dp.accounting.budget.charges import NOTHING, Charge, charges_of, unit_of
 from beam_dp.accounting.budget.history import LEASE, is_done, refusal
 from beam_dp.accounting.budget.inputs import refuse_outside
-from beam_dp.accounting.budget.records import COMMIT, RENEW, RESERVE, START, format_time, require_name
+from beam_dp.accounting.budget.records import COMMIT, PUBLISH, RESERVE, START, format_time, require_name
 from beam_dp.accounting.budget.store import BudgetStore, Draft, legal
+from beam_dp.accounting.entries import plan_hash_of
 from beam_dp.errors import ArgumentError, BudgetExceededError, InputError, describe_kind
 
 _PIPELINE_LENGTH = 200
@@ -39,8 +40,8 @@ class BudgetRun:
     """One launch of a pipeline on a data set.
 
     ``reserve`` charges it and ``start`` turns the charge into the right to launch, exactly once for a run id. The
-    workers get the launch by pickling (which leaves ``inputs`` behind), ``renew`` it before they publish, and
-    ``commit`` it after.
+    workers get the launch by pickling (which leaves ``inputs`` behind), ``commit`` it before they publish, and say
+    ``published`` after.
 
     All launches of one id that one process makes are the same one; a fork is another process.
 
@@ -88,14 +89,13 @@ class BudgetRun:
         self._launch = secrets.token_hex(16) if started_by_workers else None
 
     @property
-    def inputs(self) -> tuple[str, ...] | None:
-        """The files that the run says it reads; None if it does not say, and in workers."""
-        return self._inputs
-
-    @property
     def started_by_workers(self) -> bool:
         """Whether workers start the run, before they draw, and not the process that launches it."""
         return self._launch is not None
+
+    def reads(self, paths: Sequence[str]) -> None:
+        """Adds files that the pipeline reads; `ReadBatches` calls it."""
+        self._inputs = (*(self._inputs or ()), *paths)
 
     def quote(self, ledger: Mapping[str, Any]) -> Quote:
         """What a run of this plan would cost now; writes nothing.
@@ -141,7 +141,7 @@ class BudgetRun:
 
     def start(self) -> None:
         """Takes the right to launch, which only one caller ever gets; with ``started_by_workers`` only one graph, whose
-        workers may ask again.
+        workers may ask again, and which is committed too, since nobody knows when its output is seen.
 
         Raises:
             BudgetExceededError: the run is not reserved by this launch, was started already, or is void.
@@ -150,29 +150,50 @@ class BudgetRun:
             return
         self._step(START)
         if self._launch is not None:
+            self._step(COMMIT)
             _started_here.add(self._launch)
 
-    def renew(self) -> None:
-        """Puts the end of the lease off, so that nobody can make the run void while it publishes.
-
-        Raises:
-            BudgetExceededError: the run is not running, or is void.
-        """
-        self._step(RENEW)
-
     def commit(self) -> None:
-        """Says that the output is published; again it changes nothing.
+        """Makes the charge final, before anything can be seen; again it changes nothing.
 
         Raises:
             BudgetExceededError: the run is not running, or is void.
         """
         self._step(COMMIT)
 
+    def require_unpublished(self, attempt: str) -> None:
+        """Returns unless an output was published before.
+
+        Args:
+            attempt: of its manifest, which is not in its place.
+
+        Raises:
+            BudgetExceededError: it was: this is a second execution of one graph, whose draws nothing was charged for.
+        """
+        account = self.store.account(self.dataset)
+        run = account.runs.get(self.run_id)
+        if run is not None and attempt in run.published:
+            raise BudgetExceededError(
+                f"run {self.run_id} has published this output already: a job that is submitted again draws again, and "
+                "needs a run_id of its own"
+            )
+
+    def published(self, attempt: str) -> None:
+        """Says that an output is in its place; again it changes nothing.
+
+        Args:
+            attempt: of its manifest.
+
+        Raises:
+            BudgetExceededError: the run is not committed by this launch.
+        """
+        self._step(PUBLISH, attempt=attempt)
+
     def _reservation(self, ledger: Mapping[str, Any]) -> dict[str, Any]:
         charges = charges_of(ledger)
         plan_hash = ledger.get("plan_hash")
-        if not isinstance(plan_hash, str):
-            raise InputError("not a ledger: it has no plan_hash")
+        if plan_hash != plan_hash_of(ledger.get("entries", ()), ledger.get("shares", ())):
+            raise InputError("not a ledger: its entries do not match its plan_hash")
         return {
             "run_id": self.run_id,
             "token": self._token,
@@ -182,16 +203,14 @@ class BudgetRun:
             "ledger": dict(ledger),
         }
 
-    def _step(self, kind: str) -> None:
+    def _step(self, kind: str, **more: str) -> None:
         def step(account: Account | None, at: datetime) -> Draft | None:
             account = self.store.require_account(self.dataset, account)
-            body = {"run_id": self.run_id, "token": self._token}
-            if kind != COMMIT:
-                run = account.runs.get(self.run_id)
-                earlier = at if run is None or run.lease_until is None else run.lease_until
-                body["lease_until"] = format_time(max(at + LEASE, earlier))
-            if kind == START and self._launch is not None:
-                body["launch"] = self._launch
+            body = {"run_id": self.run_id, "token": self._token, **more}
+            if kind == START:
+                body["lease_until"] = format_time(at + LEASE)
+                if self._launch is not None:
+                    body["launch"] = self._launch
             if is_done(account, kind, body):
                 return None
             return legal(account, Draft(kind, body), at, BudgetExceededError)

@@ -7,13 +7,13 @@ same; else wait a random moment and begin again. `beam_dp.accounting.budget.hist
 from __future__ import annotations
 
 import contextlib
-import random
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from beam_dp.accounting.budget.account import RUNNING, Account
 from beam_dp.accounting.budget.charges import Limit
@@ -45,6 +45,10 @@ _SIGNATURE_LENGTH = 200
 _PATIENCE_SECONDS = 300.0
 _FIRST_WAIT_SECONDS = 0.005
 _LONGEST_WAIT_SECONDS = 1.0
+
+
+class _OthersFirstError(Exception):
+    """Another record took the place of ours."""
 
 
 class Draft(NamedTuple):
@@ -254,19 +258,13 @@ class BudgetStore:
         Raises:
             BudgetStoreError: others came first for five minutes; what `RecordLog.append` raises.
         """
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        longest_wait = _FIRST_WAIT_SECONDS
         tried: list[tuple[int, str]] = []
-        while True:
+
+        def once() -> None:
             read = self._read(dataset, missing_is_empty=make_store)
             # The answer to an earlier try may have been lost on its way back, and its record not.
             if any(_stands(read.lines, sequence, line) for sequence, line in tried):
                 return
-            if time.monotonic() > deadline:
-                raise BudgetStoreError(
-                    f"the budget store is too busy: for {_PATIENCE_SECONDS:.0f} seconds others wrote to data set "
-                    f"{dataset} first; nothing was written, try again"
-                )
             now = self.now()
             before = read.account
             at = now if before is None else max(now, before.at)
@@ -285,10 +283,21 @@ class BudgetStore:
             # What no reader would accept must never stand in a history, from which nothing is ever removed.
             _continued(dataset, before, [line])
             tried.append((sequence, line))
-            if self._append(dataset, sequence, line):
-                return
-            time.sleep(random.uniform(0, longest_wait))
-            longest_wait = min(2 * longest_wait, _LONGEST_WAIT_SECONDS)
+            if not self._append(dataset, sequence, line):
+                raise _OthersFirstError
+
+        patience = Retrying(
+            retry=retry_if_exception_type(_OthersFirstError),
+            wait=wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
+            stop=stop_after_delay(_PATIENCE_SECONDS),
+        )
+        try:
+            patience(once)
+        except RetryError:
+            raise BudgetStoreError(
+                f"the budget store is too busy: for {_PATIENCE_SECONDS:.0f} seconds others wrote to data set {dataset} "
+                "first; nothing was written, try again"
+            ) from None
 
     def _add(self, dataset: str, limit: Limit) -> None:
         draft = Draft(LIMIT, {"limit": limit.to_json()})

@@ -13,7 +13,15 @@ _RIGHT = "sqlite:///FILE, postgresql://USER@HOST/DATABASE or gs://BUCKET/FOLDER"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _AUTHORITY = re.compile(r"([^:@]*@)?([^:@\[\]]*|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
-_SECRETS = ("password", "passwd", "pwd", "sslpassword")
+# The parameters of libpq that hold no secret, by name: it gains new ones that do.
+_PARAMETERS = (
+    *("password_secret", "application_name", "channel_binding", "client_encoding", "connect_timeout", "dbname"),
+    *("gssencmode", "gsslib", "host", "hostaddr", "keepalives", "keepalives_count", "keepalives_idle"),
+    *("keepalives_interval", "krbsrvname", "load_balance_hosts", "passfile", "port", "require_auth", "requirepeer"),
+    *("service", "sslcert", "sslcertmode", "sslcompression", "sslcrl", "sslcrldir", "sslkey", "sslmode"),
+    *("sslnegotiation", "sslrootcert", "sslsni", "ssl_max_protocol_version", "ssl_min_protocol_version"),
+    *("target_session_attrs", "tcp_user_timeout", "user"),
+)
 
 
 def require_url(url: object) -> str:
@@ -38,7 +46,8 @@ def require_url(url: object) -> str:
     if _may_hold_password(f"{scheme}://{rest}"):
         raise ArgumentError(
             "budget_store must not hold a password, which would be shown and logged: use PGPASSWORD, ~/.pgpass or "
-            "?password_secret=projects/P/secrets/S/versions/V; write an @ that does not end the user name as %40"
+            "?password_secret=projects/P/secrets/S/versions/V; write an @ that does not end the user name as %40, and "
+            "parameters that libpq has and that hold no secret"
         )
     return f"{scheme}://{rest}"
 
@@ -53,7 +62,7 @@ def _may_hold_password(url: str) -> bool:
     return (
         not _AUTHORITY.fullmatch(parts.netloc)
         or "@" in parts.path + parts.query + parts.fragment
-        or not names.isdisjoint(_SECRETS)
+        or not names.issubset(_PARAMETERS)
     )
 
 

@@ -121,7 +121,9 @@ def assumed(entry: Entry) -> Iterator[str]:
         elif bounds is None and "neighbours" not in entry.parameters and "sensitivity" not in entry.parameters:
             yield f"What one {unit} changes is bounded as the mechanism needs it: the ledger does not say how."
         windows = entry.parameters.get("windows")
-        if count is not None and not (isinstance(windows, Mapping) and windows.get("hold") == _ENFORCED):
+        enforced = isinstance(windows, Mapping) and windows.get("hold") == _ENFORCED
+        # In the global window all rows meet once; then there is nothing about windows in the ledger.
+        if count is not None and not enforced and (count > 1 or windows is not None):
             yield f"One {unit} is met at most {_so_often(count)}: on fixed windows, what max_windows declares."
         yield f"One {unit} is one person: who is several of them is protected as several."
     elif isinstance(entry.guarantee, LocalGuarantee):

@@ -85,3 +85,10 @@ def user_ledger(epsilon: float = 0.1, delta: float = 1e-7, label: str = "aggrega
         fingerprint="count",
     )
     return ledger.to_dict()
+
+
+def launched(store: BudgetStore, run_id: str) -> None:
+    run = store.run("reviews", run_id)
+    run.reserve(user_ledger())
+    run.start()
+    run.commit()

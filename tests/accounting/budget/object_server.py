@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.parser import BytesParser
@@ -27,6 +28,8 @@ REFUSED = {"forbidden": 403, "missing": 404, "odd": 400, "limited": 429, "broken
 # Stores what it is sent, and then says that it failed.
 FORGETFUL = "forgetful"
 PAGE = 3
+# Seconds that its clock is ahead of this machine's.
+CLOCK_AHEAD = 300
 
 _OBJECTS = re.compile(r"/storage/v1/b/(?P<bucket>[^/]+)/o")
 _DOWNLOAD = re.compile(r"/download/storage/v1/b/(?P<bucket>[^/]+)/o/(?P<name>[^/]+)")
@@ -222,6 +225,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        # Another clock than that of the tests' machine.
+        return super().date_time_string(time.time() + CLOCK_AHEAD)
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: the requests of a test are no news."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from google.cloud.storage import Client
+from object_server import CLOCK_AHEAD
 from refusals import refusal
 from servers import free_port
 
@@ -156,3 +158,8 @@ def test_urls_that_can_never_be_right(url: str) -> None:
 def test_a_missing_package_is_named_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
     refusal(lambda: ObjectLog("gs://bucket"), kind=ArgumentError, match="beam_dp\\[gcp\\]")
+
+
+def test_the_time_is_that_of_the_server(object_url: str) -> None:
+    ahead = ObjectLog(object_url).now() - datetime.now(timezone.utc)
+    assert abs(ahead - timedelta(seconds=CLOCK_AHEAD)) < timedelta(seconds=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -44,11 +45,11 @@ class Pen:
     def start(self, run_id: str, token: str = MINE) -> Pen:
         return self.write("start", **self._lease(run_id, token))
 
-    def renew(self, run_id: str, token: str = MINE) -> Pen:
-        return self.write("renew", **self._lease(run_id, token))
-
     def commit(self, run_id: str, token: str = MINE) -> Pen:
         return self.write("commit", run_id=run_id, token=token)
+
+    def publish(self, run_id: str, attempt: str = "a", token: str = MINE) -> Pen:
+        return self.write("publish", run_id=run_id, token=token, attempt=attempt)
 
     def void(self, run_id: str, was: str, signed_by: str | None = None, statement: str | None = None) -> Pen:
         return self.write("void", run_id=run_id, was=was, signed_by=signed_by, statement=statement)
@@ -76,8 +77,25 @@ def _reservation(run_id: str, *charges: Charge, token: str = MINE, plan_hash: st
         "plan_hash": plan_hash,
         "pipeline": "aggregate",
         "charges": [charge.to_json() for charge in charges or (user_charge(),)],
-        "ledger": {},
+        "ledger": _ledger_of(charges or (user_charge(),)),
     }
+
+
+def _ledger_of(charges: Sequence[Charge]) -> dict[str, Any]:
+    """What of a ledger says these charges."""
+    totals: dict[str, Any] = {"central": None, "local": None, "metric": None}
+    for charge in charges:
+        total = totals[charge.model] = totals[charge.model] or {"groups": [], "reason": None}
+        if charge.model != "metric":
+            total["groups"].append(
+                {name: getattr(charge, name) for name in ("privacy_unit", "epsilon", "delta", "reason")}
+            )
+        elif charge.privacy_unit == "word":
+            named = {name: getattr(charge, name) for name in ("metric", "index_digest", "reason")}
+            total["groups"].append(named | {"epsilon_per_word": charge.epsilon, "delta_per_word": charge.delta})
+        else:
+            total |= {"worst_case_per_document": charge.epsilon, "delta_per_document": charge.delta}
+    return {"totals": totals}
 
 
 def _run_in(state: str) -> Pen:
@@ -96,7 +114,7 @@ def _run_in(state: str) -> Pen:
 
 
 @pytest.mark.parametrize("token", [MINE, OTHERS], ids=["own", "other"])
-@pytest.mark.parametrize("kind", ["reserve", "start", "renew", "commit", "void"])
+@pytest.mark.parametrize("kind", ["reserve", "start", "commit", "publish", "void"])
 @pytest.mark.parametrize("state", ["absent", "reserved", "running", "committed", "void"])
 def test_every_transition(state: str, kind: str, token: str) -> None:
     pen = _run_in(state)
@@ -104,20 +122,20 @@ def test_every_transition(state: str, kind: str, token: str) -> None:
     bodies: dict[str, Any] = {
         "reserve": _reservation("r", token=token),
         "start": {"run_id": "r", "token": token, "lease_until": format_time(at + LEASE)},
-        "renew": {"run_id": "r", "token": token, "lease_until": format_time(at + LEASE)},
         "commit": {"run_id": "r", "token": token},
+        "publish": {"run_id": "r", "token": token, "attempt": "a"},
         "void": {"run_id": "r", "was": state, "signed_by": "A. Person", "statement": UNSEEN},
     }
     next_states = {
         ("absent", "reserve"): "reserved",
         ("reserved", "start"): "running",
-        ("running", "renew"): "running",
         ("running", "commit"): "committed",
+        ("committed", "publish"): "committed",
         ("reserved", "void"): "void",
         ("running", "void"): "void",
     }
     expected = next_states.get((state, kind))
-    if token == OTHERS and kind in ("start", "renew", "commit"):
+    if token == OTHERS and kind in ("start", "commit", "publish"):
         expected = None
     reason = refusal(account, kind, bodies[kind], at)
     pen.write(kind, **bodies[kind])
@@ -141,7 +159,7 @@ def test_what_is_accepted_again_without_a_record(state: str, plan_hash: str, tok
     reservation = _reservation("r", token=token, plan_hash=plan_hash)
     assert is_done(account, "reserve", reservation) == (own and state == "reserved" and plan_hash == "p")
     assert not is_done(account, "start", step)
-    assert is_done(account, "renew", step) == (own and state == "committed")
+    assert not is_done(account, "publish", step | {"attempt": "a"})
     assert is_done(account, "commit", step) == (own and state == "committed")
 
 
@@ -166,7 +184,30 @@ def test_a_launch_is_text() -> None:
         pen.account()
 
 
-def test_a_lease_ends_in_the_future_and_is_never_cut_short() -> None:
+def test_an_output_is_published_once_and_another_one_too() -> None:
+    pen = Pen().limit(user_limit()).reserve("r").start("r").commit("r").publish("r", "a")
+    step = {"run_id": "r", "token": MINE}
+    assert is_done(pen.account(), "publish", step | {"attempt": "a"})
+    assert not is_done(pen.account(), "publish", step | {"attempt": "b"})
+    assert pen.publish("r", "b").account().runs["r"].published == {"a", "b"}
+
+
+def test_other_charges_for_the_same_plan_are_another_reservation() -> None:
+    account = Pen().limit(user_limit()).reserve("r").account()
+    assert is_done(account, "reserve", _reservation("r"))
+    assert not is_done(account, "reserve", _reservation("r", user_charge(0.2)))
+
+
+def test_charges_are_those_of_the_ledger() -> None:
+    pen = Pen().limit(user_limit())
+    forged = _reservation("r", user_charge(0.5)) | {"charges": [user_charge(1e-9).to_json()]}
+    assert refusal(pen.account(), "reserve", forged, pen.at) == "the charges are not those of its ledger"
+    pen.write("reserve", **forged)
+    with pytest.raises(BudgetStoreError, match="damaged at record 2: the charges are not those of its ledger"):
+        pen.account()
+
+
+def test_a_lease_ends_in_the_future() -> None:
     pen = Pen().limit(user_limit()).reserve("r")
     early = {"run_id": "r", "token": MINE, "lease_until": format_time(pen.at - timedelta(seconds=1))}
     assert refusal(pen.account(), "start", early, pen.at) is not None
@@ -174,9 +215,6 @@ def test_a_lease_ends_in_the_future_and_is_never_cut_short() -> None:
     run = account.runs["r"]
     assert run.lease_until == NOON + LEASE
     assert [run.lease_expired(NOON + LEASE + timedelta(seconds=s)) for s in (-1, 0, 1)] == [False, True, True]
-    shorter = early | {"lease_until": format_time(NOON + LEASE - timedelta(seconds=1))}
-    assert refusal(account, "renew", shorter, pen.at) is not None
-    assert pen.later(3 * DAY).renew("r").account().runs["r"].lease_until == NOON + 3 * DAY + LEASE
 
 
 def test_a_running_run_is_made_void_only_after_its_lease_and_by_a_signature() -> None:
@@ -196,7 +234,7 @@ def test_a_lease_that_is_over_changes_nothing_by_itself() -> None:
     pen = Pen().limit(user_limit()).reserve("r").start("r").later(100 * DAY)
     account = pen.account()
     assert account.spent(user_limit(), pen.at) == user_charge().amount
-    assert pen.renew("r").commit("r").account().runs["r"].state == "committed"
+    assert pen.commit("r").account().runs["r"].state == "committed"
 
 
 def test_the_charge_of_a_void_run_is_given_back_and_its_id_stays_taken() -> None:
@@ -497,12 +535,12 @@ class Launches(RuleBasedStateMachine):
         assert self._records() == before + 1
 
     @precondition(lambda self: self.handles)
-    @rule(data=st.data(), step=st.sampled_from(["start", "renew", "commit"]))
+    @rule(data=st.data(), step=st.sampled_from(["start", "commit"]))
     def go_on(self, data: st.DataObject, step: str) -> None:
         number = data.draw(st.integers(0, len(self.handles) - 1))
         state = self.states[number]
         silent = state == "committed" and step != "start"
-        allowed = silent or (step, state) in {("start", "reserved"), ("renew", "running"), ("commit", "running")}
+        allowed = silent or (step, state) in {("start", "reserved"), ("commit", "running")}
         before = self._records()
         if allowed:
             getattr(self.handles[number], step)()

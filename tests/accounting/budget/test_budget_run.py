@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 from forking import Forks
-from memory_log import DAY, NOON, MemoryLog, StoreOn, user_charge, user_ledger, user_limit
+from memory_log import NOON, MemoryLog, StoreOn, user_charge, user_ledger, user_limit
 
 from beam_dp.accounting import Ledger
 from beam_dp.accounting.budget import BudgetRun, BudgetStore, Limit
 from beam_dp.accounting.budget.inputs import normalised_prefixes
-from beam_dp.accounting.budget.records import format_time
-from beam_dp.accounting.budget.store import Draft
 from beam_dp.errors import ArgumentError, BudgetExceededError, InputError
 from beam_dp.guarantees import CentralGuarantee, MetricGuarantee
 
@@ -79,7 +77,7 @@ def test_a_quote_says_why_a_run_would_be_refused(store: BudgetStore) -> None:
     run = store.run("reviews", "s", pipeline="aggregate")
     run.reserve(user_ledger())
     run.start()
-    assert run.quote(user_ledger()).refusal == "run s of aggregate is running already: choose another run_id"
+    assert run.quote(user_ledger()).refusal == "run s of aggregate is running already; another run_id is charged anew"
 
 
 def test_a_quote_tells_all_units(store: BudgetStore) -> None:
@@ -115,10 +113,10 @@ def test_the_history_keeps_the_whole_ledger_once(store: BudgetStore) -> None:
     ledger = user_ledger()
     run.reserve(ledger)
     run.start()
-    run.renew()
     run.commit()
+    run.published("a")
     records = store.history("reviews")[2:]
-    assert [record.kind for record in records] == ["reserve", "start", "renew", "commit"]
+    assert [record.kind for record in records] == ["reserve", "start", "commit", "publish"]
     assert [record.body.get("ledger") for record in records] == [ledger, None, None, None]
     assert records[0].body["charges"] == [user_charge().to_json()]
     assert records[0].body["pipeline"] == "aggregate"
@@ -131,20 +129,19 @@ def test_a_graph_may_be_constructed_twice_in_one_process(store: BudgetStore) -> 
     first.reserve(user_ledger())
     second.reserve(user_ledger())
     assert len(store.history("reviews")) == 3
-    with pytest.raises(BudgetExceededError, match=r"^run r is reserved already: choose another run_id$"):
+    with pytest.raises(BudgetExceededError, match=r"^run r is reserved already; another run_id is charged anew$"):
         second.reserve(user_ledger(0.2))
     second.start()
     with pytest.raises(BudgetExceededError, match=r"^run r is running already: start needs one that is reserved$"):
         first.start()
-    with pytest.raises(BudgetExceededError, match=r"^run r is running already: choose another run_id$"):
+    with pytest.raises(BudgetExceededError, match=r"^run r is running already; another run_id is charged anew$"):
         first.reserve(user_ledger())
     first.commit()
     second.commit()
-    second.renew()
     assert [record.kind for record in store.history("reviews")[2:]] == ["reserve", "start", "commit"]
 
 
-@pytest.mark.parametrize("step", ["start", "renew", "commit"])
+@pytest.mark.parametrize("step", ["start", "commit"])
 def test_steps_need_a_reservation(store: BudgetStore, step: str) -> None:
     with pytest.raises(BudgetExceededError, match=r"^data set reviews has no run r: reserve it first$"):
         getattr(store.run("reviews", "r"), step)()
@@ -154,14 +151,27 @@ def test_steps_need_a_reservation(store: BudgetStore, step: str) -> None:
             getattr(store.run("reviews", "r"), step)()
 
 
-def test_a_lease_that_another_version_made_longer_is_not_cut(store: BudgetStore) -> None:
+def test_what_was_published_is_not_published_again(store: BudgetStore) -> None:
     run = store.run("reviews", "r")
     run.reserve(user_ledger())
-    token = store.account("reviews").runs["r"].token
-    body = {"run_id": "r", "token": token, "lease_until": format_time(NOON + 30 * DAY)}
-    store.transact("reviews", lambda account, at: Draft("start", body))
-    run.renew()
-    assert store.account("reviews").runs["r"].lease_until == NOON + 30 * DAY
+    run.start()
+    with pytest.raises(BudgetExceededError, match=r"^run r is running already: publish needs one that is committed$"):
+        run.published("a")
+    run.commit()
+    run.require_unpublished("a")
+    run.published("a")
+    with pytest.raises(BudgetExceededError, match=r"^run r has published this output already"):
+        run.require_unpublished("a")
+    run.require_unpublished("b")
+
+
+def test_a_reservation_that_says_less_than_the_plan_is_not_taken_for_it(store: BudgetStore) -> None:
+    run, ledger = store.run("reviews", "r"), user_ledger(1.0)
+    forged = json.loads(json.dumps(ledger))
+    forged["totals"]["central"]["groups"][0]["epsilon"] = 1e-9
+    run.reserve(forged)
+    with pytest.raises(BudgetExceededError, match=r"^run r is reserved already"):
+        run.reserve(ledger)
 
 
 _FORKING = """
@@ -194,8 +204,8 @@ def test_a_fork_is_another_launch(forks: Forks, sqlite_url: str) -> None:
     BudgetStore(sqlite_url).create("reviews", user_limit())
     (process,) = forks.run(_FORKING, sqlite_url)
     assert process.printed.splitlines() == [
-        "run r is reserved already: choose another run_id",
-        "run r is reserved already by another launch: choose another run_id",
+        "run r is reserved already; another run_id is charged anew",
+        "run r is reserved already by another launch; another run_id is charged anew",
         "started",
     ]
     assert process.status == 0
@@ -206,9 +216,10 @@ import pickle, sys
 from pathlib import Path
 
 run = pickle.loads(Path(sys.argv[1]).read_bytes())
-run.renew()
 run.commit()
 run.commit()
+run.published("a")
+run.published("a")
 """
 
 
@@ -258,10 +269,11 @@ def test_workers_of_the_graph_that_comes_first_start_the_run(forks: Forks, sqlit
     assert [worker.printed.strip() for worker in workers] == [
         "started True",
         "started True",
-        "run r is running already: start needs one that is reserved",
+        "run r is committed already: start needs one that is reserved",
         "started True",
     ]
-    assert [record.kind for record in store.history("reviews")[2:]] == ["reserve", "start"]
+    # Nobody knows when their output is seen, so the charge is final at once.
+    assert [record.kind for record in store.history("reviews")[2:]] == ["reserve", "start", "commit"]
 
 
 def test_a_worker_starts_nothing_that_is_not_charged(store: BudgetStore) -> None:
@@ -331,7 +343,8 @@ def test_inputs_are_normalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("gs://", "inputs must be URIs of the form"),
         ("://bucket/a", "inputs must be URIs of the form"),
         ("s3://[bucket/a", "inputs must be URIs of the form"),
-        ("s3://key:hunter2@bucket/a", "inputs must not hold a password"),
+        ("https://host/a?sig=hunter2", "inputs must not hold a user, password or query"),
+        ("s3://key:hunter2@bucket/a", "inputs must not hold a user, password or query"),
         ("", "inputs must be paths that are not empty"),
         (" ", "inputs must be paths that are not empty"),
         (Path("/data"), "inputs must be paths that are not empty, not a value of type"),

@@ -259,8 +259,8 @@ def test_what_several_uses_spend_is_not_rounded_down(epsilon: float, delta: floa
 @given(label=st.text(min_size=1, max_size=200).filter(str.strip))
 def test_the_text_fits_and_holds_no_control_characters(label: str) -> None:
     ledger = Ledger()
-    record_central(ledger, label, mechanism=f"M({label})", parameters={"x": {label: label}})
-    record_unclaimed(ledger, f"m{label}", label, index_digest=label)
+    record_central(ledger, "x", mechanism=f"M({label})", parameters={"x": {label: label}})
+    record_unclaimed(ledger, "y", label, index_digest=label)
     text = explain(ledger)
     assert max(map(len, text.splitlines())) <= 80
     assert all(character == "\n" or character.isprintable() for character in text)
@@ -268,6 +268,6 @@ def test_the_text_fits_and_holds_no_control_characters(label: str) -> None:
 
 def test_foreign_words_cannot_forge_a_line() -> None:
     ledger = Ledger()
-    record_central(ledger, f"x\n\nAll of the central model together\n{EVIL}")
+    record_central(ledger, "x", mechanism=f"x\n\nAll of the central model together\n{EVIL}")
     assert explain(ledger).splitlines().count("All of the central model together") == 1
     assert DIGEST not in explain(ledger)

@@ -177,7 +177,12 @@ def test_foreign_text_is_text() -> None:
 
 
 @settings(max_examples=8, deadline=None)
-@given(label=st.text(min_size=1, max_size=30).filter(str.strip), unit=st.text(min_size=1, max_size=9).filter(str.strip))
+@given(
+    label=st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=30).filter(
+        str.strip
+    ),
+    unit=st.text(min_size=1, max_size=9).filter(str.strip),
+)
 def test_any_text_makes_a_page(label: str, unit: str) -> None:
     ledger = Ledger()
     record_central(ledger, label, privacy_unit=unit, loss=None)
