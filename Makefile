@@ -18,11 +18,11 @@ test: $(VENV)/.tested
 
 # Needs Java, and Maven where Maven Central has no job server of this Beam version.
 test-flink: $(VENV)/.tested
-	$(BIN)/python -m pytest -m engine tests/engines/test_flink.py --durations=0
+	$(BIN)/python -m pytest -m engine tests/engines/test_flink*.py --durations=0
 
 # Prism and Beam's own job service; Prism is built by Go the first time, which takes minutes.
 test-portable: $(VENV)/.tested
-	$(BIN)/python -m pytest -m engine tests/engines/test_portable.py --durations=0 -rs
+	$(BIN)/python -m pytest -m engine tests/engines/test_portable.py tests/engines/test_streams.py --durations=0 -rs
 
 # Builds OpenTofu where there is neither terraform nor tofu; needs no account and no registry of providers.
 terraform-test: $(VENV)/.tested

@@ -18,7 +18,16 @@ from beam_dp.accounting.ledger import Ledger
 from beam_dp.accounting.pipeline import LedgerPipeline
 from beam_dp.errors import ArgumentError, describe_kind, require_choice, require_count
 from beam_dp.io.formats import FORMATS
-from beam_dp.io.publish import REJECTS, ROWS, Staged, Target, publish, published_manifest, refuse_existing, refuse_unpublishable
+from beam_dp.io.publish import (
+    REJECTS,
+    ROWS,
+    Staged,
+    Target,
+    publish,
+    published_manifest,
+    refuse_existing,
+    refuse_unpublishable,
+)
 from beam_dp.io.rejects import METRICS_NAMESPACE
 from beam_dp.io.stage import Stager, stage_empty
 
