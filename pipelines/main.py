@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 from beam_dp.errors import BeamDpError, ResourceError
 from pipelines.options import RunOptions, is_local_path
-from pipelines.workers import EarlyEnd, late_workers_stop
+from pipelines.pools import pools_noted
+from pipelines.workers import EarlyEnd, busy_workers_stop, late_workers_stop
 
 Body = Callable[[list[str]], int | None]
 
@@ -65,6 +66,8 @@ def run_main(body: Body, argv: Sequence[str] | None = None) -> int:
                 stack.callback(atexit.register, _silence_for_good)
             stack.enter_context(_silence())
         stack.enter_context(late_workers_stop())
+        stack.enter_context(pools_noted())
+        stack.enter_context(busy_workers_stop(early))
         try:
             with early.watched(verbose):
                 return body(arguments) or 0

@@ -1,4 +1,4 @@
-"""What ends a run before its time: signals, and two faults of Beam's embedded runner that would make it wait for ever.
+"""What ends a run before its time: signals, and faults of Beam's embedded runner that would make it wait for ever.
 
 The faults concern ``--engine=local-parallel`` alone, where `FnApiRunner` starts its workers as processes of this
 machine.
@@ -7,10 +7,12 @@ machine.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from apache_beam.runners.portability.fn_api_runner import worker_handlers
 _RUNNER_THREAD = "run_worker"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GRACE_SECONDS = 1.0
+_NOTICE_SECONDS = 0.3
 _POLL_SECONDS = 0.02
 _STOP = b"\0"
 
@@ -41,6 +44,8 @@ class EarlyEnd:
         self.signal: signal.Signals | None = None
         self.crashed = False
         self._over = False
+        self._died = False
+        self._stopping = False
         self._raised_at = -math.inf
 
     @contextlib.contextmanager
@@ -60,12 +65,17 @@ class EarlyEnd:
                 excepthook(args)
             if args.thread is None or args.thread.name != _RUNNER_THREAD or not handlers or main is None:
                 return
+            if self._stopping:
+                return
+            self._died = True
             # A terminal sends Ctrl-C to workers too: one that died of it may be noticed before the signal itself.
             deadline = time.monotonic() + _GRACE_SECONDS
-            while time.monotonic() < deadline and not self._ended:
+            while time.monotonic() < deadline and not self._ended and not self._stopping:
                 time.sleep(_POLL_SECONDS)
-            if not self._ended:
-                self.crashed = True
+            if self._ended:
+                return
+            self.crashed = True
+            if not self._stopping:
                 signal.pthread_kill(main, next(iter(handlers)))
 
         threading.excepthook = hook
@@ -79,6 +89,16 @@ class EarlyEnd:
                 signal.signal(number, signal.SIG_DFL if early else handler)
             if not early:
                 threading.excepthook = excepthook
+
+    def workers_stop(self) -> None:
+        """The run has failed and takes its workers with it: from now on their deaths mean nothing.
+
+        What made it fail may have been such a death, of which the runner hears on another way.
+        """
+        deadline = time.monotonic() + _NOTICE_SECONDS
+        while time.monotonic() < deadline and not self._died:
+            time.sleep(_POLL_SECONDS)
+        self._stopping = True
 
     @property
     def _ended(self) -> bool:
@@ -99,9 +119,11 @@ class EarlyEnd:
         if self._over or self._raised_lately():
             return
         self._raised_at = time.monotonic()
-        if not self.crashed and self.signal is None:
+        first = not self.crashed and self.signal is None
+        if first:
             self.signal = signal.Signals(number)
-        raise KeyboardInterrupt
+        if not (first and self._stopping):
+            raise KeyboardInterrupt
 
     def _raised_lately(self) -> bool:
         return time.monotonic() - self._raised_at < _GRACE_SECONDS
@@ -166,3 +188,40 @@ def late_workers_stop() -> Iterator[None]:
         yield
     finally:
         connection_class.close = original
+
+
+@contextlib.contextmanager
+def busy_workers_stop(early: EarlyEnd) -> Iterator[None]:
+    """Lets a run that fails, or is told to end, end now, and not when its other workers are done with their bundles.
+
+    Beam waits for the exit of all workers, and a worker exits when its bundles are over: in a day, or never where a
+    host leaves it waiting. Without the server that they talk to, workers exit at once.
+
+    Args:
+        early: is told that workers die of this.
+    """
+    manager_class: Any = getattr(worker_handlers, "WorkerHandlerManager", None)
+    if manager_class is None:
+        yield
+        return
+    original = manager_class.close_all
+
+    def close_all(manager: Any) -> None:
+        server = getattr(manager, "_grpc_server", None)
+        # Set while an exception passes a finally clause, as it does here.
+        if server is not None and sys.exc_info()[0] is not None:
+            early.workers_stop()
+            server._DEFAULT_SHUTDOWN_TIMEOUT_SECS = _GRACE_SECONDS
+            server.close()
+            # Beam's own close gives up at the first connection that is broken by now, and waits for nobody then.
+            for handler in itertools.chain.from_iterable(manager._cached_handlers.values()):
+                thread = getattr(handler, "worker_thread", None)
+                if thread is not None:
+                    thread.join()
+        original(manager)
+
+    manager_class.close_all = close_all
+    try:
+        yield
+    finally:
+        manager_class.close_all = original

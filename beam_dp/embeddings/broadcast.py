@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import shutil
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,9 @@ from beam_dp.embeddings.cache import (
     require_cache,
     staged_folder,
 )
-from beam_dp.embeddings.files import copy_hashed, join, local_path, open_binary, read_binary
+from beam_dp.embeddings.files import NoAnswerError, copy_hashed, join, local_path, open_binary, read_binary
 from beam_dp.embeddings.index import EmbeddingIndex, check_sizes
-from beam_dp.embeddings.manifest import DATA_FILES, MANIFEST_FILE, Manifest, manifest_digest
+from beam_dp.embeddings.manifest import MANIFEST_FILE, Manifest, manifest_digest
 from beam_dp.embeddings.search import SEARCH_OPTIONS, resolve_strategy
 from beam_dp.errors import ArgumentError, IndexArtifactError, InputError, ResourceError, require_choice
 
@@ -91,9 +92,9 @@ def open_index(ref: IndexRef, search: str = "auto") -> EmbeddingIndex:
         search: ``exact``, ``annoy``, or ``auto``, which chooses by the size of the vocabulary.
 
     Raises:
-        ArgumentError: ``search`` is none of the three.
+        ArgumentError: ``search`` is none of the three, or ``annoy`` with a metric that Annoy does not know.
         IndexArtifactError: a file is missing, damaged, of another version, or not the one that ``ref`` names.
-        ResourceError: the copy cannot be written; a full disk is named.
+        ResourceError: the copy cannot be written; a full disk is named. The host of the index does not answer.
     """
     require_choice("search", search, SEARCH_OPTIONS)
     with _handles_lock:
@@ -112,7 +113,7 @@ def _load(ref: IndexRef, search: str) -> EmbeddingIndex:
         home = None if cache is None else cache / ref.digest
         _verify_in_place(folder, ref, home)
     manifest = _checked_manifest((folder / MANIFEST_FILE).read_bytes(), ref)
-    return EmbeddingIndex(folder, manifest, ref.digest, resolve_strategy(search, manifest.size), home)
+    return EmbeddingIndex(folder, manifest, ref.digest, resolve_strategy(search, manifest.size, manifest.metric), home)
 
 
 def _local_folder(uri: str) -> Path | None:
@@ -167,11 +168,19 @@ def _damaged_in_place(folder: Path, digests: dict[str, str], home: Path | None) 
 
 def _fetched(ref: IndexRef, home: Path) -> Path:
     """The folder of a whole, verified copy of the index under ``home``; one process fetches, the others wait."""
-    folder = home / "index"
+    folder, unanswered, asked_at = home / "index", home / "unanswered", time.time()
     with named_write_errors("a copy of the index", home), locked(home / "fetch.lock"):
         if not _is_intact(folder, ref, home):
-            with staged_folder(folder) as stage:
-                manifest = _fetch(ref, stage)
+            # Who waited for a process that got no answer need not wait for one again, and the next one after it.
+            if unanswered.exists() and unanswered.stat().st_mtime >= asked_at:
+                raise NoAnswerError(unanswered.read_text())
+            try:
+                with staged_folder(folder) as stage:
+                    manifest = _fetch(ref, stage)
+            except NoAnswerError as error:
+                unanswered.write_text(str(error))
+                raise
+            unanswered.unlink(missing_ok=True)
             remember(folder, _digests(manifest), _stamps(home))
     return folder
 
@@ -200,7 +209,7 @@ def _fetch(ref: IndexRef, stage: Path) -> Manifest:
             f"no room for a copy of the index in {stage.parent} (ENOSPC): {needed} bytes are needed; free some space "
             "or set another cache folder"
         )
-    for name in DATA_FILES:
+    for name in manifest.files:
         uri = join(ref.uri, name)
         try:
             source = open_binary(uri)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 from urllib.parse import unquote
 
 from apache_beam.io.filesystem import CompressionTypes
@@ -18,9 +20,17 @@ from apache_beam.io.filesystems import FileSystems
 
 from beam_dp.errors import InputError, ResourceError
 
+T = TypeVar("T")
+
 _COPY_BYTES = 1 << 22
+# Of one call: an open, or a read of at most _COPY_BYTES. Google's client alone tries for two minutes.
+_ANSWER_SECONDS = 60.0
 _SCHEME = re.compile(r"^[a-zA-Z][-a-zA-Z0-9+.]*://")
 _NO_ROOM = {errno.ENOSPC: "ENOSPC", errno.EDQUOT: "EDQUOT", errno.EFBIG: "EFBIG"}
+
+
+class NoAnswerError(ResourceError):
+    """A host that leaves a call of its file system waiting."""
 
 
 def local_path(uri: str) -> Path | None:
@@ -43,16 +53,72 @@ def open_binary(uri: str) -> BinaryIO:
 
     Raises:
         InputError: no such file, not a file, or no file system for its scheme.
+        NoAnswerError: its host does not answer; also when it is read.
     """
     path = local_path(uri)
     try:
-        if path is not None:
-            return path.open("rb", buffering=0)
-        return FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED)
+        return cast("BinaryIO", _RemoteFile(uri)) if path is None else path.open("rb", buffering=0)
+    except NoAnswerError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{uri}: no such file") from None
     except Exception as error:  # each Beam file system has errors of its own
         raise InputError(f"{uri} cannot be opened: {error}") from None
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of a Beam file system, whose host must answer each call in time."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__()
+        self._uri = uri
+        self._file: BinaryIO | None = _answered(
+            uri, lambda: FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED)
+        )
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        file = self._file
+        if file is None:
+            raise _no_answer(self._uri)
+        # Not to be closed while a read of it waits: that would wait, too.
+        self._file = None
+        data = _answered(self._uri, lambda: file.read(len(buffer)))
+        self._file = file
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        super().close()
+
+
+def _answered(uri: str, ask: Callable[[], T]) -> T:
+    """What ``ask`` returns or raises, if the host of ``uri`` lets it do so in time; else NoAnswerError.
+
+    Some file systems of Beam wait for ever. A call that waits cannot be ended: its thread stays until the process ends.
+    """
+    answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="remote file", daemon=True).start()
+    concurrent.futures.wait([answer], _ANSWER_SECONDS)
+    if not answer.done():
+        raise _no_answer(uri)
+    return answer.result()
+
+
+def _no_answer(uri: str) -> NoAnswerError:
+    return NoAnswerError(f"{uri}: its host did not answer within {_ANSWER_SECONDS:g} seconds; see if it can be reached")
 
 
 def read_binary(uri: str) -> bytes:
@@ -75,7 +141,7 @@ def exists(uri: str) -> bool:
         ResourceError: its file system does not answer.
     """
     with _named_errors(uri, "reached"):
-        return bool(FileSystems.exists(uri))
+        return bool(_answered(uri, lambda: FileSystems.exists(uri)))
 
 
 def delete(uri: str) -> None:
@@ -85,7 +151,7 @@ def delete(uri: str) -> None:
         ResourceError: it cannot be deleted.
     """
     with _named_errors(uri, "deleted"):
-        FileSystems.delete([uri])
+        _answered(uri, lambda: FileSystems.delete([uri]))
 
 
 def upload(path: Path, uri: str) -> None:
@@ -106,6 +172,8 @@ def upload(path: Path, uri: str) -> None:
 def _named_errors(uri: str, done: str) -> Iterator[None]:
     try:
         yield
+    except NoAnswerError:
+        raise
     except Exception as error:  # each Beam file system has errors of its own
         raise ResourceError(f"{uri} cannot be {done}: {error}") from None
 
@@ -121,6 +189,8 @@ def copy_hashed(source: BinaryIO, name: str, target: BinaryIO) -> tuple[str, int
     while True:
         try:
             part = source.read(_COPY_BYTES)
+        except NoAnswerError:
+            raise
         except Exception as error:  # each Beam file system has errors of its own
             raise ResourceError(f"{name} cannot be read: {error}") from None
         if not part:

@@ -20,7 +20,7 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,11 @@ def publish(target: Target, staged: Sequence[Staged], ledger: dict[str, Any] | N
         "reject_shards": _described(moves, REJECTS),
         "ledger": ledger,
     }
-    write_json(target.marker_path, manifest)
+    # Not written in its place: another attempt may be about to move what is there, and moves it whole.
+    written = f"{target.staging}/{secrets.token_hex(8)}.json"
+    write_json(written, manifest)
+    with writing(target.marker_path):
+        FileSystems.rename([written], [target.marker_path])
     try:
         _replace(target, moves, ledger)
     except Exception:
@@ -266,11 +270,17 @@ def _replace(target: Target, moves: Sequence[tuple[Staged, str]], ledger: dict[s
             raise ResourceError(f"a staged shard is gone from {last_component(target.staging)}: run again")
     if published_manifest(target) is not None:
         # Another attempt of the same bundle came first.
+        if target.ledger_path is not None:
+            _remove_quietly(target.ledger_temporary)
         return
     own = {final: item for item, final in moves}
+
+    def is_in_place(path: str) -> bool:
+        return FileSystems.exists(path) if path == target.ledger_path else _is_ours(target, path, own.get(path))
+
     # Looked at one by one, since another attempt may put its files there at any moment.
     _remove(path for path in existing_output(target.prefix) if not _is_ours(target, path, own.get(path)))
-    _move([(item.path, final) for item, final in waiting], last)
+    _move([(item.path, final) for item, final in waiting], last, is_in_place)
 
 
 def _is_ours(target: Target, path: str, item: Staged | None) -> bool:
@@ -324,25 +334,40 @@ def _described(moves: Sequence[tuple[Staged, str]], kind: str) -> list[dict[str,
     ]
 
 
-def _move(shards: Sequence[tuple[str, str]], last: Sequence[tuple[str, str]]) -> None:
+def _move(
+    shards: Sequence[tuple[str, str]], last: Sequence[tuple[str, str]], is_in_place: Callable[[str], bool]
+) -> None:
     """Moves shards to their places, then ``last`` one by one; all or, as far as the file system lets it, none.
 
-    What was gone before it could be moved is not moved back: another attempt has put it into its place.
+    What is gone before it could be moved, and is in its place, was moved by another attempt. It is not moved back, and
+    neither is what this one has not come to: the other one may be about to publish it.
+
+    Args:
+        shards: (from, to).
+        last: the same.
+        is_in_place: whether what belongs at a path is there.
     """
     groups = [shards[start : start + _MOVES_AT_ONCE] for start in range(0, len(shards), _MOVES_AT_ONCE)]
     groups += [[move] for move in last]
-    gone: set[tuple[str, str]] = set()
+    moved: list[tuple[str, str]] = []
     try:
         for group in groups:
             sources, finals = zip(*group, strict=True)
-            with writing(finals[0]):
-                try:
-                    FileSystems.rename(list(sources), list(finals))
-                except BeamIOError as error:
-                    gone.update(move for move, cause in (error.exception_details or {}).items() if is_not_found(cause))
-                    raise
+            gone: set[tuple[str, str]] = set()
+            try:
+                with writing(finals[0]):
+                    try:
+                        FileSystems.rename(list(sources), list(finals))
+                    except BeamIOError as error:
+                        failed = error.exception_details or {}
+                        gone = {move for move, cause in failed.items() if is_not_found(cause)}
+                        if not gone or len(gone) < len(failed) or not all(is_in_place(final) for _, final in gone):
+                            raise
+            finally:
+                # Also where it failed: some file systems fail after they have moved.
+                moved += [move for move in group if move not in gone]
     except Exception:
-        for source, final in reversed([move for move in (*shards, *last) if move not in gone]):
+        for source, final in reversed(moved):
             with contextlib.suppress(Exception):
                 if not FileSystems.exists(source):
                     FileSystems.rename([final], [source])
