@@ -1,10 +1,12 @@
-"""Whether the engine of a run can be started, or is there: found out before a budget is charged for the run."""
+"""Whether the engine of a run can be started, or is there, before a budget is charged; and whether it was lost."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 
+import grpc
 from apache_beam.options.pipeline_options import (
     FlinkRunnerOptions,
     JobServerOptions,
@@ -16,17 +18,26 @@ from apache_beam.runners.portability.flink_runner import FlinkJarJobServer
 
 from beam_dp.errors import ArgumentError, ResourceError
 from pipelines.options import EMBEDDED_JOB_SERVICE, runner_name
+from pipelines.pools import require_workers
 
+WORKER_LOST = (
+    "the engine lost a worker: its memory ran out (try fewer workers, --parallelism), or it could not start; see the "
+    "log of the engine"
+)
+_ENGINE_LOST = "the job server no longer answers: see its log for why it ended"
+# Flink gives the last cause of a failure: the traceback of a worker, or that the connection to one broke, or, where it
+# started the worker's program itself, that this ended.
+_LOST = re.compile(r"in state FAILED: (?:[\w.$]+: )*(?:(?:CANCELLED|UNAVAILABLE): |Process died with exit code )")
 _CONNECT_SECONDS = 10.0
 _PORTABLE_RUNNERS = ("portable", "flink", "spark", "prism")
 
 
 def require_engine(options: PipelineOptions) -> None:
-    """Looks for the job server that takes the job; fetches Beam's for Flink, as the runner would do next.
+    """Looks for the job server that takes the job, and for workers; fetches Beam's for Flink, as the runner would.
 
     Raises:
-        ArgumentError: ``--job_endpoint`` or ``--flink_job_server_jar`` cannot be right.
-        ResourceError: nothing answers there, or what starts a job server is not to be had.
+        ArgumentError: ``--job_endpoint``, ``--flink_job_server_jar`` or ``--environment_config`` cannot be right.
+        ResourceError: nothing answers there, or what starts a job server or a worker is not to be had.
     """
     runner = runner_name(options.view_as(StandardOptions).runner or StandardOptions.DEFAULT_RUNNER)
     endpoint = options.view_as(PortableOptions).job_endpoint
@@ -36,6 +47,18 @@ def require_engine(options: PipelineOptions) -> None:
         _require_answer(endpoint)
     elif runner == "flink":
         _require_flink_job_server(options)
+    require_workers(options)
+
+
+def lost_by_engine(error: BaseException) -> ResourceError | None:
+    """What became of a job that failed without an error of a worker; None if that is not known.
+
+    Args:
+        error: with which the wait for the job ended.
+    """
+    if isinstance(error, grpc.RpcError):
+        return ResourceError(_ENGINE_LOST)
+    return ResourceError(WORKER_LOST) if _LOST.search(str(error)) else None
 
 
 def _require_answer(endpoint: str) -> None:

@@ -12,12 +12,13 @@ from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from beam_dp import Ledger, ReadBatches, WriteBatches
 from beam_dp.accounting.budget import BudgetRun, BudgetStore
-from beam_dp.errors import ArgumentError, BeamDpError, BudgetExceededError
+from beam_dp.errors import ArgumentError, BeamDpError, BudgetExceededError, ResourceError
 from beam_dp.io.publish import discard_staging, require_writable
 from pipelines.budget_views import charged_lines
-from pipelines.engines import require_engine
+from pipelines.engines import WORKER_LOST, lost_by_engine, require_engine
 from pipelines.main import progress, summary
 from pipelines.options import RunOptions, is_remote_engine, require_flags, require_remote_paths
+from pipelines.pools import dead_workers_cancel
 
 Build = Callable[[beam.Pipeline, Ledger, PipelineOptions], None]
 Counter = Callable[[str], int]
@@ -62,7 +63,7 @@ def run_pipeline(
     pipeline = ledger.pipeline(options)
     build(pipeline, ledger, options)
     if options.view_as(TestOptions).dry_run:
-        _show_plan(ledger)
+        show_plan(ledger)
         return
     require_engine(options)
     require_writable(run.output, run.ledger)
@@ -71,7 +72,7 @@ def run_pipeline(
     try:
         with progress(doing, options):
             result = pipeline.run()
-            state = _ended(result, options)
+            state = ended(result, options)
         if state not in (None, PipelineState.DONE):
             raise BeamDpError(f"the pipeline ended in state {state}; the runner's log says why")
     except BaseException:
@@ -98,16 +99,20 @@ def run_pipeline(
         summary(*charged_lines(budget))
 
 
-def _ended(result: PipelineResult, options: PipelineOptions) -> str:
+def ended(result: PipelineResult, options: PipelineOptions) -> str:
     """The state in which the job ended; a job on this machine does not go on when this process is told to stop."""
-    try:
-        return result.wait_until_finish()
-    except BaseException:
-        if not is_remote_engine(options):
-            # A job server knows jobs that have ended; Beam's own runners have nothing to cancel, and say so.
-            with contextlib.suppress(Exception):
-                result.cancel()
-        raise
+    with dead_workers_cancel(result) as deaths:
+        try:
+            return result.wait_until_finish()
+        except BaseException as error:
+            if not is_remote_engine(options):
+                # A job server knows jobs that have ended; Beam's own runners have nothing to cancel, and say so.
+                with contextlib.suppress(Exception):
+                    result.cancel()
+            lost = ResourceError(WORKER_LOST) if deaths.in_vain else lost_by_engine(error)
+            if lost is None:
+                raise
+            raise lost from error
 
 
 def budget_run(options: PipelineOptions, name: str) -> BudgetRun | None:
@@ -139,7 +144,7 @@ def budget_run(options: PipelineOptions, name: str) -> BudgetRun | None:
     return store.run(run.dataset, run.run_id, pipeline=name)
 
 
-def _show_plan(ledger: Ledger) -> None:
+def show_plan(ledger: Ledger) -> None:
     """What a dry run says: the ledger and, where there is a budget, what it would be charged and would leave."""
     ledger.seal()
     budget = ledger.budget

@@ -47,11 +47,29 @@ class PlainSpace:
         gaps = ((queries.astype(np.float64)[:, None] - self.vectors.astype(np.float64)[None]) ** 2).sum(axis=2)
         return gaps.argmin(axis=1).astype(np.int32)
 
+    def nearest_two(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        gaps = ((queries.astype(np.float64)[:, None] - self.vectors.astype(np.float64)[None]) ** 2).sum(axis=2)
+        ids = np.argsort(gaps, axis=1, kind="stable")[:, :2]
+        return ids.astype(np.int32), np.sqrt(np.take_along_axis(gaps, ids, axis=1))
+
     def neighbours(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         k = min(k, self.size)
         own_first = self.distances - np.eye(self.size)
         ids = np.argsort(own_first, axis=1, kind="stable")[:, :k]
         return ids.astype(np.int32), np.take_along_axis(self.distances, ids, axis=1).astype(np.float32)
+
+    def distance_bounds(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        exact = self.distances[ids]
+        near = exact.astype(np.float32)
+        low = np.where(near <= exact, near, np.nextafter(near, np.float32(-np.inf)))
+        high = np.where(near >= exact, near, np.nextafter(near, np.float32(np.inf)))
+        return low, high
+
+    def pair_distances(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return self.distances[left, right]
+
+    def exact_distances(self, ids: np.ndarray) -> np.ndarray:
+        return self.distances[ids]
 
     def derived(self, name: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         self.computed.append(name)

@@ -18,7 +18,9 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import apache_beam
+import grpc
 from apache_beam.options.pipeline_options import FlinkRunnerOptions
+from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 from apache_beam.utils.subprocess_server import JavaJarServer
 
 HERE = Path(__file__).resolve().parent
@@ -180,24 +182,41 @@ def prism() -> Path | None:
 
 
 @contextlib.contextmanager
-def worker_pool(folder: Path) -> Iterator[str]:
-    """Beam's worker pool, which starts a process for each worker that an engine asks for; gives its address."""
+def worker_pool(folder: Path, more: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Beam's worker pool, which starts a process for each worker that an engine asks for; gives its address.
+
+    Args:
+        folder: of its log and of its index cache.
+        more: variables of its environment.
+    """
     port = free_port()
     command = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
-    with server(command, port, folder / "pool.log", environment(folder, "cache-of-the-pool")):
+    with server(command, port, folder / "pool.log", {**environment(folder, "cache-of-the-pool"), **(more or {})}):
         yield f"localhost:{port}"
 
 
 @contextlib.contextmanager
-def flink_job_service(folder: Path, slots: int) -> Iterator[str]:
-    """A job server that has a Flink of ``slots`` slots in its own JVM; gives its address."""
-    port, conf = free_port(), folder / "flink-of-the-job-server"
-    _configure(conf, {"taskmanager.numberOfTaskSlots": slots, "parallelism.default": slots})
+def flink_job_service(
+    folder: Path, slots: int, name: str = "job-server", settings: Mapping[str, object] | None = None
+) -> Iterator[str]:
+    """A job server that has a Flink of ``slots`` slots in its own JVM, and its log in FOLDER/NAME.log.
+
+    Gives its address.
+    """
+    port, conf = free_port(), folder / f"flink-of-the-{name}"
+    _configure(conf, {"taskmanager.numberOfTaskSlots": slots, "parallelism.default": slots, **(settings or {})})
     command = ["java", "-Xmx2g", "-jar", str(flink_job_server()), "--flink-master=[local]", f"--job-port={port}"]
     command += ["--artifact-port=0", "--expansion-port=-1", f"--flink-conf-dir={conf}"]
     command += [f"--artifacts-dir={conf / 'artifacts'}"]
-    with server(command, port, folder / "job-server.log", environment(folder)):
+    with server(command, port, folder / f"{name}.log", environment(folder)):
         yield f"localhost:{port}"
+
+
+def job_states(service: str) -> list[str]:
+    """The states of the jobs that a job server knows."""
+    with grpc.insecure_channel(service) as channel:
+        jobs = beam_job_api_pb2_grpc.JobServiceStub(channel).GetJobs(beam_job_api_pb2.GetJobsRequest()).job_info
+    return [beam_job_api_pb2.JobState.Enum.Name(job.state) for job in jobs]
 
 
 @contextlib.contextmanager

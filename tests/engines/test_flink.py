@@ -12,9 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
-from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 
 from beam_dp.embeddings.manifest import DATA_FILES
 
@@ -38,6 +36,7 @@ from engine_servers import (
     flink_cluster,
     flink_job_server,
     flink_job_service,
+    job_states,
 )
 
 SLOTS = 2
@@ -150,9 +149,7 @@ def test_a_run_that_is_told_to_stop_leaves_no_job_and_nothing_staged(flink: Engi
             end_group(process)
     assert (process.returncode, err) == (143, "error: terminated\n")
     assert not list(flink.out.glob("stopped*"))
-    with grpc.insecure_channel(service) as channel:
-        jobs = beam_job_api_pb2_grpc.JobServiceStub(channel).GetJobs(beam_job_api_pb2.GetJobsRequest()).job_info
-    states = Counter(beam_job_api_pb2.JobState.Enum.Name(job.state) for job in jobs)
+    states = Counter(job_states(service))
     assert set(states) <= {"DONE", "FAILED", "CANCELLED"}
     assert states["CANCELLED"] == 1
 

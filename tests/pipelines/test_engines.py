@@ -95,15 +95,24 @@ def test_a_jar_that_flink_gets_from_us_needs_no_java(tmp_path: Path) -> None:
     require("--engine=flink", *flags, f"--flink_job_server_jar={jar}")
 
 
-def test_nothing_is_charged_for_an_engine_that_is_not_there(tmp_path: Path, silent_address: str) -> None:
+@pytest.mark.parametrize("missing", ["job server", "worker pool"])
+def test_nothing_is_charged_for_an_engine_that_is_not_there(missing: str, tmp_path: Path, silent_address: str) -> None:
     store = BudgetStore(f"sqlite:///{tmp_path}/budget.db")
     digest = resolve_index().digest
     store.create("d", Limit(model="metric", privacy_unit="word", epsilon=20, metric="euclidean", index_digest=digest))
+    pool = silent_address.replace("127.0.0.1", "localhost")
+    flags = {
+        "job server": (f"--job_endpoint={silent_address}",),
+        "worker pool": (
+            *(JAVA, f"--flink_job_server_jar={__file__}"),
+            *("--environment_type=EXTERNAL", f"--environment_config={pool}"),
+        ),
+    }
     done = run_module(
         "pipelines.privatize_text",
         *("--epsilon=8", f"--input={ROOT}/pipelines/data/utterances.txt", f"--output={tmp_path}/out"),
-        *(f"--budget_store={store.url}", "--dataset=d", "--engine=flink", f"--job_endpoint={silent_address}"),
+        *(f"--budget_store={store.url}", "--dataset=d", "--engine=flink", *flags[missing]),
     )
-    assert "nothing answers" in refusal(done)
+    assert {"job server": "nothing answers", "worker pool": "no worker pool answers"}[missing] in refusal(done)
     assert not store.account("d").runs
     assert [path.name for path in tmp_path.iterdir()] == ["budget.db"]
