@@ -59,13 +59,63 @@ def _run_id(text: str) -> str:
     return text
 
 
+def declare_engine(parser: ArgumentParser) -> None:
+    """The flags of `RunOptions` that say where to run and what to show."""
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="where to run: local is this process; local-parallel one worker process for each processor; flink a "
+        "Flink on this machine, or the cluster that --flink_master names; dataflow the service of Google "
+        "Cloud (default: local, unless --runner is given)",
+    )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="show Beam's log and tracebacks, which may quote input data (default: hide them)",
+    )
+
+
+def declare_launch(parser: ArgumentParser) -> None:
+    """The flags of `RunOptions` that have nothing to do with files."""
+    parser.add_argument(
+        "--ledger",
+        metavar="FILE.json",
+        help="write the ledger to this file too; refused when it exists, unless --overwrite is given "
+        "(default: it is in the manifest only, where there is one)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an output and a ledger that exist (default: refuse)"
+    )
+    parser.add_argument(
+        "--run_id",
+        type=_run_id,
+        metavar="ID",
+        help="names this run: its staging folder PREFIX.tmp-ID, if any, and its charge in --budget_store, where a "
+        "launch that is repeated under the same name is refused instead of charged twice; 1 to 64 letters, digits, "
+        "dots, hyphens or underscores (default: random)",
+    )
+    parser.add_argument(
+        "--budget_store",
+        metavar="URL",
+        help="charge the run to a budget before anything is drawn, and refuse it (exit status 3) where too little "
+        "is left; sqlite:///FILE, postgresql://USER@HOST/DATABASE or gs://BUCKET/FOLDER; goes with --dataset "
+        "(default: charge nothing)",
+    )
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="whose budget in --budget_store is charged; 'beam-dp budget create' makes one (default: none)",
+    )
+    declare_engine(parser)
+
+
 class RunOptions(PipelineOptions):
     """The options of every pipeline of this package.
 
     Beam puts the flags of all direct subclasses of PipelineOptions that a process has imported into one parser, where
     a flag may exist once. So a flag that all pipelines have belongs here, and one that some have into a class of its
-    own, which the classes of those pipelines name in an attribute ``shared`` (see `parse_options`). None is declared as
-    required: use `require_flags`.
+    own, which the classes of those pipelines name in an attribute ``shared`` (see `option_classes`). None is declared
+    as required: use `require_flags`.
     """
 
     @classmethod
@@ -84,53 +134,13 @@ class RunOptions(PipelineOptions):
             help="of the input files and the output; auto goes by the names of the input files (default: auto)",
         )
         parser.add_argument(
-            "--ledger",
-            metavar="FILE.json",
-            help="write the ledger to this file too; refused when it exists, unless --overwrite is given "
-            "(default: it is in the manifest only)",
-        )
-        parser.add_argument(
-            "--overwrite", action="store_true", help="replace an output and a ledger that exist (default: refuse)"
-        )
-        parser.add_argument(
             "--max_rejects",
             type=_whole_number,
             default=0,
             metavar="N",
             help="publish nothing if more than N rows are rejected (default: 0)",
         )
-        parser.add_argument(
-            "--run_id",
-            type=_run_id,
-            metavar="ID",
-            help="names this run: its staging folder PREFIX.tmp-ID and its charge in --budget_store, where a launch "
-            "that is repeated under the same name is refused instead of charged twice; 1 to 64 letters, digits, dots, "
-            "hyphens or underscores (default: random)",
-        )
-        parser.add_argument(
-            "--budget_store",
-            metavar="URL",
-            help="charge the run to a budget before anything is drawn, and refuse it (exit status 3) where too little "
-            "is left; sqlite:///FILE, postgresql://USER@HOST/DATABASE or gs://BUCKET/FOLDER; goes with --dataset "
-            "(default: charge nothing)",
-        )
-        parser.add_argument(
-            "--dataset",
-            metavar="NAME",
-            help="whose budget in --budget_store is charged; 'beam-dp budget create' makes one (default: none)",
-        )
-        parser.add_argument(
-            "--engine",
-            choices=ENGINES,
-            help="where to run: local is this process; local-parallel one worker process for each processor; flink a "
-            "Flink on this machine, or the cluster that --flink_master names; dataflow the service of Google "
-            "Cloud (default: local, unless --runner is given)",
-        )
-        parser.add_argument(
-            "--verbose",
-            action="store_true",
-            help="show Beam's log and tracebacks, which may quote input data (default: hide them)",
-        )
+        declare_launch(parser)
 
 
 class EpsilonOptions(PipelineOptions):
@@ -218,37 +228,51 @@ def parse_flags(
     return parser.parse_strictly(argv)
 
 
+def option_classes(*classes: type[PipelineOptions]) -> list[type[PipelineOptions]]:
+    """The classes that declare the flags of a pipeline which are not Beam's, in the order in which help shows them.
+
+    Args:
+        classes: the pipeline's own options; the classes in an attribute ``shared`` of one of them belong to it, and an
+            attribute ``run_options`` names a subclass of `RunOptions` that declares those of its flags which the
+            pipeline has.
+    """
+    run: list[type[PipelineOptions]] = [cls.run_options for cls in classes if hasattr(cls, "run_options")]
+    return [cls for first in classes for cls in (first, *getattr(first, "shared", ()))] + (run or [RunOptions])
+
+
 def parse_options(argv: Sequence[str], *classes: type[PipelineOptions], description: str = "") -> PipelineOptions:
-    """The options of a pipeline: those of `RunOptions`, of ``classes``, of Beam and of its runners.
+    """The options of a pipeline: those of `option_classes`, of Beam and of its runners.
 
     The preset of ``--engine`` fills the runner's flags that were not given; a missing ``--run_id`` is drawn at random.
 
     Args:
         argv: the command line without the program's name.
-        classes: the pipeline's own options; the classes in an attribute ``shared`` of one of them belong to it.
+        classes: as `option_classes` takes them.
         description: what ``--help`` says first.
 
     Raises:
         ArgumentError: see `StrictParser.parse_strictly`; also an ``--engine`` that contradicts ``--runner``.
         SystemExit: 0, after ``--help``.
     """
-    own = [cls for first in classes for cls in (first, *getattr(first, "shared", ()))]
+    own = option_classes(*classes)
     if _wants_help(argv):
         parser = StrictParser(description)
-        for cls in (*own, RunOptions):
+        for cls in own:
             _declare(cls, parser)
         parser.add_argument("--dry_run", action="store_true", help=_DRY_RUN_HELP)
         parser.epilog = _RUNNER_HINT
         _print_help(parser)
     flags = _with_dry_run_value(argv)
-    given = _full_parser((RunOptions, *own)).parse_strictly(flags)
+    given = _full_parser(own).parse_strictly(flags)
     engine = given.engine or (None if given.runner else "local")
     if engine:
         flags += _preset(engine, given, flags)
     options = PipelineOptions(flags)
     run = options.view_as(RunOptions)
     run.engine = engine
-    run.run_id = given.run_id or uuid.uuid4().hex[:16]
+    run.run_id = getattr(given, "run_id", None) or uuid.uuid4().hex[:16]
+    if "format" in given:
+        run.format = given.format
     options.view_as(TestOptions).dry_run = _boolean("--dry_run", given.dry_run)
     return options
 

@@ -30,13 +30,21 @@ from pipelines.options import (
 )
 from pipelines.run import publish, run_pipeline
 
-MECHANISM_PARAMETERS = ("epsilon", "scale", "neighbours")
+MECHANISM_PARAMETERS = (
+    "epsilon",
+    "scale",
+    "neighbours",
+    "covariance_weight",
+    "second_weight",
+    "rank_decay",
+    "gamma",
+    "bandwidth",
+    "prefer_general",
+)
 
 
-class PrivatizeTextOptions(PipelineOptions):
-    """The options of this pipeline alone."""
-
-    shared = (EpsilonOptions, TextInputOptions)
+class MechanismOptions(PipelineOptions):
+    """The options of the pipelines that have a word mechanism; `EpsilonOptions` belong to them too."""
 
     @classmethod
     def _add_argparse_args(cls, parser: ArgumentParser) -> None:
@@ -47,10 +55,56 @@ class PrivatizeTextOptions(PipelineOptions):
             help="what is drawn for each word (default: multivariate_laplace)",
         )
         parser.add_argument("--scale", type=float, help="truncated_gumbel: noise scale instead of --epsilon")
-        parser.add_argument("--neighbours", type=int, help="truncated_gumbel: candidates of a word (default: 40)")
+        parser.add_argument(
+            "--neighbours",
+            type=int,
+            help="truncated_gumbel, knn_truncated: candidates of a word (default: 40); rank_corrected_laplace: ranks "
+            "(default: 100)",
+        )
+        parser.add_argument(
+            "--covariance_weight",
+            type=float,
+            help="mahalanobis: lambda, weight of the vocabulary's covariance in the norm, 0 to 0.99 (default: 0.2)",
+        )
+        parser.add_argument(
+            "--second_weight",
+            type=float,
+            help="vickrey: t, 0 for always the nearest word to 1 for always the second nearest (default: 0.5)",
+        )
+        parser.add_argument(
+            "--rank_decay",
+            type=float,
+            help="rank_corrected_laplace: c in the weight exp(-c*epsilon*rank) of a neighbour (default: 0.04)",
+        )
+        parser.add_argument(
+            "--gamma",
+            type=float,
+            help="truncated_exponential: distance beyond which words share a bucket (default: one word in 1,000 comes "
+            "from there)",
+        )
+        parser.add_argument(
+            "--bandwidth",
+            type=float,
+            help="density_prior: bandwidth of the kernel density (default: the median neighbour distance)",
+        )
+        parser.add_argument(
+            "--prefer_general",
+            action="store_true",
+            default=None,
+            help="hyperbolic_laplace: of the two words nearest to the noisy point prefer the more general one",
+        )
         parser.add_argument(
             "--index", metavar="DIR_OR_URI", help="embedding index (default: the one inside the package)"
         )
+
+
+class PrivatizeTextOptions(PipelineOptions):
+    """The options of this pipeline alone."""
+
+    shared = (MechanismOptions, EpsilonOptions, TextInputOptions)
+
+    @classmethod
+    def _add_argparse_args(cls, parser: ArgumentParser) -> None:
         parser.add_argument("--keep_columns", metavar="A,B", help="columns to pass on unchanged and unprotected")
         parser.add_argument(
             "--oov",
@@ -98,20 +152,29 @@ def make_mechanism(name: str, parameters: Mapping[str, Any], *, written: str = "
     return mechanism(**given)
 
 
-def build(pipeline: beam.Pipeline, ledger: Ledger, options: PipelineOptions) -> None:
-    """Adds read, privatize and publish to ``pipeline``."""
-    run, texts = options.view_as(RunOptions), options.view_as(TextInputOptions)
-    own = options.view_as(PrivatizeTextOptions)
-    keep = names_in(own.keep_columns)
-    privatize = PrivatizeText(
+def privatizer_from(options: PipelineOptions) -> PrivatizeText:
+    """The transform that the options of `PrivatizeTextOptions` and those that it shares ask for.
+
+    Raises:
+        ArgumentError, InputError, IndexArtifactError: as `mechanism_from` and `PrivatizeText` raise.
+    """
+    texts, own = options.view_as(TextInputOptions), options.view_as(PrivatizeTextOptions)
+    return PrivatizeText(
         mechanism_from(options),
-        index=own.index,
+        index=options.view_as(MechanismOptions).index,
         text_column=texts.text_column,
-        keep_columns=keep,
+        keep_columns=names_in(own.keep_columns),
         max_words=texts.max_words,
         oov=own.oov,
         search=own.search,
     )
+
+
+def build(pipeline: beam.Pipeline, ledger: Ledger, options: PipelineOptions) -> None:
+    """Adds read, privatize and publish to ``pipeline``."""
+    run, texts = options.view_as(RunOptions), options.view_as(TextInputOptions)
+    keep = names_in(options.view_as(PrivatizeTextOptions).keep_columns)
+    privatize = privatizer_from(options)
     source = ReadBatches(
         run.input, format=run.format, columns=(texts.text_column, *keep), text_column=texts.text_column
     )
@@ -128,7 +191,7 @@ def main(argv: list[str]) -> None:
         name="privatize_text",
         doing="privatizing",
         done=lambda count: f"{count('privatized_rows'):,} rows and {count('privatized_words'):,} words privatized",
-        paths={"--index": options.view_as(PrivatizeTextOptions).index},
+        paths={"--index": options.view_as(MechanismOptions).index},
     )
 
 

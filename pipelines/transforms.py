@@ -57,10 +57,17 @@ class PrivatizeText(_Charged):
     """Replaces every word of a text by a draw of a mechanism of metric differential privacy.
 
     Args:
-        mechanism: `multivariate_laplace` or `truncated_gumbel`.
+        mechanism: `multivariate_laplace`, `mahalanobis`, `vickrey`, `rank_corrected_laplace`, `exponential`,
+            `truncated_exponential`, `density_prior`, `knn_truncated`, `truncated_gumbel` or `hyperbolic_laplace`.
         epsilon: privacy parameter of one word, in units of 1/distance.
         scale: of truncated_gumbel: noise scale instead of epsilon.
-        neighbours: of truncated_gumbel: candidates of a word.
+        neighbours: of truncated_gumbel, knn_truncated: candidates of a word; of rank_corrected_laplace: its ranks.
+        covariance_weight: of mahalanobis: weight of the vocabulary's covariance in the norm, 0 to 0.99.
+        second_weight: of vickrey: 0 for always the nearest word to 1 for always the second nearest.
+        rank_decay: of rank_corrected_laplace: how fast the weight of a neighbour falls with its rank.
+        gamma: of truncated_exponential: the distance beyond which words share a bucket.
+        bandwidth: of density_prior: the bandwidth of the kernel density.
+        prefer_general: of hyperbolic_laplace: of the two nearest words prefer the more general one.
         index: embedding index, a folder or URI (default: the one inside the package).
         text_column: the field that holds the texts.
         keep_columns: fields that are passed on unchanged and unprotected; all others are dropped.
@@ -81,6 +88,12 @@ class PrivatizeText(_Charged):
         epsilon: Optional[float] = None,
         scale: Optional[float] = None,
         neighbours: Optional[int] = None,
+        covariance_weight: Optional[float] = None,
+        second_weight: Optional[float] = None,
+        rank_decay: Optional[float] = None,
+        gamma: Optional[float] = None,
+        bandwidth: Optional[float] = None,
+        prefer_general: Optional[bool] = None,
         index: Optional[str] = None,
         text_column: str = "text",
         keep_columns: Sequence[str] = (),
@@ -93,7 +106,18 @@ class PrivatizeText(_Charged):
         run_id: Optional[str] = None,
     ) -> None:
         super().__init__(budget_store, dataset, run_id)
-        self._mechanism = make_mechanism(mechanism, {"epsilon": epsilon, "scale": scale, "neighbours": neighbours})
+        parameters = {
+            "epsilon": epsilon,
+            "scale": scale,
+            "neighbours": neighbours,
+            "covariance_weight": covariance_weight,
+            "second_weight": second_weight,
+            "rank_decay": rank_decay,
+            "gamma": gamma,
+            "bandwidth": bandwidth,
+            "prefer_general": prefer_general,
+        }
+        self._mechanism = make_mechanism(mechanism, parameters)
         self._rejected = _error_output(error_handling)
         self._options: dict[str, Any] = {
             "index": index,

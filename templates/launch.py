@@ -16,9 +16,9 @@ from typing import Any, cast
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_dp.errors import ArgumentError, require_choice
-from pipelines import aggregate, private_vocabulary, privatize_text
+from pipelines import aggregate, private_vocabulary, privatize_stream, privatize_text
 from pipelines.main import run_main
-from pipelines.options import RunOptions, StrictParser
+from pipelines.options import StrictParser, option_classes
 
 PARAMETER = "pipeline"
 _FLAG = f"--{PARAMETER}="
@@ -35,16 +35,18 @@ class Pipeline:
         main: gets the command line.
         options: the pipeline's own options.
         description: what it is, as ``--help`` says it.
+        streaming: whether it reads a stream, and so does not end by itself.
     """
 
     main: Callable[[list[str]], None]
     options: type[PipelineOptions]
     description: str
+    streaming: bool = False
 
     def actions(self) -> Iterator[Action]:
         """The options of the pipeline, its own first, as argparse has them; those of Beam are not among them."""
         parser = StrictParser()
-        for options in (self.options, *getattr(self.options, "shared", ()), RunOptions):
+        for options in option_classes(self.options):
             options._add_argparse_args(cast(Any, parser))
         return iter(parser._actions)
 
@@ -53,6 +55,12 @@ PIPELINES = {
     "aggregate": Pipeline(aggregate.main, aggregate.AggregateOptions, str(aggregate.__doc__)),
     "private_vocabulary": Pipeline(
         private_vocabulary.main, private_vocabulary.VocabularyOptions, str(private_vocabulary.__doc__)
+    ),
+    "privatize_stream": Pipeline(
+        privatize_stream.main,
+        privatize_stream.PrivatizeStreamOptions,
+        str(privatize_stream.__doc__),
+        streaming=True,
     ),
     "privatize_text": Pipeline(privatize_text.main, privatize_text.PrivatizeTextOptions, str(privatize_text.__doc__)),
 }

@@ -23,8 +23,12 @@ FOLDER = Path(__file__).parent
 REQUIRED = {
     "aggregate": {"input", "output", "privacy_unit", "by", "metrics", "max_partitions", "epsilon"},
     "private_vocabulary": {"input", "output", "privacy_unit", "max_partitions", "epsilon"},
+    "privatize_stream": {"input_subscription", "output_topic"},
     "privatize_text": {"input", "output"},
 }
+
+# Several attempts at a draw would all be published in the other mode.
+_STREAMING = {"streaming": True, "supportsExactlyOnce": True, "supportsAtLeastOnce": False}
 
 # A template is always launched on Dataflow, and logs of it may not quote data.
 LEFT_OUT = {"engine", "verbose"}
@@ -37,6 +41,7 @@ _NAMES = r"^[^,]+(,[^,]+)*$"
 # By how the help writes the value. Files are where workers are, too.
 _WRITTEN = {
     "A,B": _NAMES,
+    "ATTRIBUTE": r"^.{1,256}$",
     "COLUMN": r"^.+$",
     "DIR_OR_URI": _OBJECT,
     "FILE": _OBJECT,
@@ -48,9 +53,13 @@ _WRITTEN = {
     "N/N/...": r"^[0-9]{1,3}(/[0-9]{1,3})*$",
     "NAME": _NAME,
     "PREFIX": _OBJECT,
+    "SUBSCRIPTION": r"^projects/[^/]+/subscriptions/[^/]+$",
+    "TOPIC": r"^projects/[^/]+/topics/[^/]+$",
     "URL": r"^(postgresql://.+|gs://[^/]+/.+)$",
     None: r"^.+$",
 }
+# Of what Google's console offers a list.
+_LISTED = {"SUBSCRIPTION": "PUBSUB_SUBSCRIPTION", "TOPIC": "PUBSUB_TOPIC"}
 
 
 def metadata_of(name: str) -> dict[str, Any]:
@@ -64,6 +73,7 @@ def metadata_of(name: str) -> dict[str, Any]:
         "name": _label(name),
         "description": pipeline.description.splitlines()[0],
         "parameters": [_picking(name), *_parameters(pipeline, REQUIRED[name])],
+        **(_STREAMING if pipeline.streaming else {}),
     }
 
 
@@ -117,8 +127,9 @@ def _kind(action: Action) -> dict[str, Any]:
         return {"paramType": "ENUM", "enumOptions": options, "regexes": [f"^({'|'.join(choices)})$"]}
     if action.type in (int, float):
         return {"paramType": "NUMBER", "regexes": [_WHOLE if action.type is int else _NUMBER]}
-    written = _WRITTEN[str(action.metavar) if action.metavar else None]
-    return {"paramType": "NUMBER" if written == _WHOLE else "TEXT", "regexes": [written]}
+    form = str(action.metavar) if action.metavar else None
+    written = _WRITTEN[form]
+    return {"paramType": "NUMBER" if written == _WHOLE else _LISTED.get(str(form), "TEXT"), "regexes": [written]}
 
 
 def _text(default: Any) -> str:

@@ -2,7 +2,7 @@
 
     python -m templates.spec --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/pipelines:0.1.0 --output=gs://BUCKET
 
-makes gs://BUCKET/aggregate.json, private_vocabulary.json and privatize_text.json. The image is launcher and worker.
+makes gs://BUCKET/aggregate.json, one such file for each of the pipelines. The image is launcher and worker.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ resource "google_dataflow_flex_template_job" "this" {
   machine_type          = each.value.machine_type
   num_workers           = each.value.num_workers
   max_workers           = each.value.max_workers
-  # Draining is for streams; a batch that is stopped has published nothing.
-  on_delete = "cancel"
+  # A stream publishes what it has read before it ends; a batch that is stopped has published nothing.
+  on_delete = each.value.pipeline == "privatize_stream" ? "drain" : "cancel"
 
   depends_on = [
     google_artifact_registry_repository_iam_member.worker,

@@ -245,8 +245,8 @@ variable "billing_alert" {
 
 variable "jobs" {
   description = <<-EOT
-    Jobs to launch, by name. parameters are the options of the pipeline without dashes, input and output among them; the
-    budget store, data set and run id are added. container_spec_path is the template, by default PIPELINE.json in the
+    Jobs to launch, by name. parameters are the options of the pipeline without dashes, input and output among them (of
+    privatize_stream input_subscription and output_topic); the budget store, data set and run id are added. container_spec_path is the template, by default PIPELINE.json in the
     bucket of templates. A job that has ended is launched again by the next apply and refused by the budget store, which
     has seen its run id: take it out when it is done.
   EOT
@@ -274,9 +274,10 @@ variable "jobs" {
 
   validation {
     condition = alltrue([
-      for job in var.jobs : contains(["privatize_text", "aggregate", "private_vocabulary"], job.pipeline)
+      for job in var.jobs :
+      contains(["privatize_text", "privatize_stream", "aggregate", "private_vocabulary"], job.pipeline)
     ])
-    error_message = "jobs: pipeline must be privatize_text, aggregate or private_vocabulary."
+    error_message = "jobs: pipeline must be privatize_text, privatize_stream, aggregate or private_vocabulary."
   }
 
   validation {
@@ -294,8 +295,19 @@ variable "jobs" {
   validation {
     condition = alltrue(flatten([
       for job in var.jobs : [for flag in ["input", "output"] : startswith(lookup(job.parameters, flag, ""), "gs://")]
+      if job.pipeline != "privatize_stream"
     ]))
     error_message = "jobs: parameters must name input and output, both gs://..., which workers can reach."
+  }
+
+  validation {
+    condition = alltrue(flatten([
+      for job in var.jobs : [
+        for flag, kind in { input_subscription = "subscriptions", output_topic = "topics" } :
+        can(regex("^projects/[^/]+/${kind}/[^/]+$", lookup(job.parameters, flag, "")))
+      ] if job.pipeline == "privatize_stream"
+    ]))
+    error_message = "jobs: parameters of a stream must name input_subscription and output_topic: projects/PROJECT/..."
   }
 
   validation {

@@ -330,3 +330,37 @@ run "refuses_jobs_workers_negative" {
 
   expect_failures = [var.jobs]
 }
+
+run "refuses_jobs_stream_of_files" {
+  command = plan
+
+  variables {
+    jobs = {
+      items = {
+        pipeline   = "privatize_stream"
+        dataset    = "reviews"
+        run_id     = "2024-05-17"
+        parameters = { input = "gs://acme-input/a-*.csv", output = "gs://acme-output/a" }
+      }
+    }
+  }
+
+  expect_failures = [var.jobs]
+}
+
+run "refuses_jobs_stream_to_a_subscription" {
+  command = plan
+
+  variables {
+    jobs = {
+      items = {
+        pipeline   = "privatize_stream"
+        dataset    = "reviews"
+        run_id     = "2024-05-17"
+        parameters = { input_subscription = "projects/acme/subscriptions/a", output_topic = "projects/acme/subscriptions/b" }
+      }
+    }
+  }
+
+  expect_failures = [var.jobs]
+}

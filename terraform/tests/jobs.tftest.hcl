@@ -35,6 +35,15 @@ variables {
       run_id     = "2024-05-18"
       parameters = { input = "gs://in/tickets-*.jsonl", output = "gs://out/words" }
     }
+    stream = {
+      pipeline = "privatize_stream"
+      dataset  = "tickets"
+      run_id   = "2024-05-19"
+      parameters = {
+        input_subscription = "projects/acme-in/subscriptions/tickets"
+        output_topic       = "projects/acme-out/topics/tickets"
+      }
+    }
   }
 }
 
@@ -46,6 +55,7 @@ run "one_for_each_entry" {
       tickets = "gs://acme-privacy-beam-dp-templates/privatize_text.json"
       items   = "gs://elsewhere/aggregate-v2.json"
       words   = "gs://acme-privacy-beam-dp-templates/private_vocabulary.json"
+      stream  = "gs://acme-privacy-beam-dp-templates/privatize_stream.json"
     }
     error_message = "There must be a job for each entry, from the template of its pipeline."
   }
@@ -63,6 +73,16 @@ run "one_for_each_entry" {
       google_dataflow_flex_template_job.this["words"].max_workers == 10
     )
     error_message = "Jobs must have the machines of their entries."
+  }
+
+  assert {
+    condition = { for key, job in google_dataflow_flex_template_job.this : key => job.on_delete } == {
+      tickets = "cancel"
+      items   = "cancel"
+      words   = "cancel"
+      stream  = "drain"
+    }
+    error_message = "A stream must publish what it has read when its entry goes."
   }
 }
 

@@ -30,6 +30,8 @@ VALUES = {
     "metrics": "count,mean:amount:0:100,quantiles:amount:0:1e2:0.5/0.9",
     "max_partitions": "4",
     "epsilon": "1",
+    "input_subscription": "projects/acme-privacy/subscriptions/tickets",
+    "output_topic": "projects/acme-privacy/topics/private",
 }
 # Of each parameter with a form: what the command line takes, and what it never could.
 FORMS = {
@@ -39,14 +41,17 @@ FORMS = {
     "dataset": (["reviews", "2024.a_b-c"], [".a", "a/b", "x" * 65]),
     "delta": (["1e-6", "0", ".5", "0.000001"], ["-1", "small", "1e"]),
     "epsilon": (["8", "0.5", "2.", "1E+1"], ["-1", "inf", "nan", ""]),
-    "format": (["auto", "csv"], ["xml"]),
+    "format": (["jsonl"], ["xml", ""]),
+    "id_label": (["event-id"], ["", "x" * 257]),
     "index": (["gs://acme-index/glove"], ["index", "file:///index"]),
     "keep_columns": (["id", "id,day", "day of week"], [",", "id,"]),
     "max_rejects": (["0", "10"], ["-1", "many"]),
     "metrics": (["none", "count, sum:a:0:1", "vector_sum:a/b:3"], ["count,", ":a", "Count"]),
     "ngrams": (["1", "1/2/3"], ["1,2", "", "/"]),
     "overwrite": (["true", "false"], ["yes", ""]),
+    "input_subscription": (["projects/acme-in/subscriptions/a"], ["a", "projects/acme-in/topics/a"]),
     "output": (["gs://acme-out/folder/a"], ["out/a", "gs://acme-out"]),
+    "output_topic": (["projects/acme-out/topics/a.b"], ["a", "projects/acme-in/subscriptions/a"]),
     "public_partitions": (["gs://acme-in/shops.txt"], ["shops.txt"]),
     "run_id": (["week-7", "2024.05_b"], ["-a", "week 7"]),
     "text_column": (["text", "the text"], [""]),
@@ -210,7 +215,7 @@ def test_flags_without_a_value_take_true_and_false(value: str, flags: list[str])
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], r"^--pipeline must be one of aggregate, private_vocabulary, privatize_text, not None"),
+        ([], r"^--pipeline must be one of aggregate, private_vocabulary, privatize_stream, privatize_text, not None"),
         (["--pipeline=demo"], r"^--pipeline must be one of .*, not 'demo'"),
         (["--pipeline=aggregate", "--pipeline=aggregate"], r"^--pipeline must be one of"),
         (["--pipeline=aggregate", "--overwrite=maybe"], r"^--overwrite must be true or false"),
@@ -249,6 +254,21 @@ def test_what_flex_launchers_pass_on_is_known() -> None:
     assert options.view_as(GoogleCloudOptions).template_location == "gs://staging/job_object"
 
 
+def test_the_stream_alone_is_launched_as_one_and_in_the_mode_that_publishes_one_draw() -> None:
+    modes = ("streaming", "supportsExactlyOnce", "supportsAtLeastOnce")
+    found = {name: tuple(metadata_of(name).get(mode) for mode in modes) for name in PIPELINES}
+    assert found.pop("privatize_stream") == (True, True, False)
+    assert set(found.values()) == {(None, None, None)}
+
+
+def test_google_s_console_lists_subscriptions_and_topics() -> None:
+    known = parameters("privatize_stream")
+    listed = {flag: each["paramType"] for flag, each in known.items() if each["paramType"].startswith("PUBSUB")}
+    topics = {"output_topic": "PUBSUB_TOPIC", "rejects_topic": "PUBSUB_TOPIC"}
+    assert listed == topics | {"input_subscription": "PUBSUB_SUBSCRIPTION"}
+    assert known["rejects_topic"]["regexes"] == known["output_topic"]["regexes"]
+
+
 class _Writes(FnApiRunner):
     """As DataflowRunner does with --template_location: the job is written, and there is none to ask about."""
 
@@ -272,6 +292,19 @@ def test_a_launch_that_writes_the_job_says_so(tmp_path: Path, capsys: Any) -> No
     launch.main(["--pipeline=privatize_text", *where, "--epsilon=8", runner, "--environment_type=LOOPBACK"])
     assert (tmp_path / "job").read_text() == "a job"
     assert capsys.readouterr().out.splitlines()[-1] == f"launched, to be published: {tmp_path}/out.manifest.json"
+
+
+class _WritesForDataflow(_Writes):
+    """The same, by a name that says where the job goes."""
+
+
+def test_a_stream_is_launched_and_left_to_dataflow(tmp_path: Path, capsys: Any) -> None:
+    where = [f"--{flag}={VALUES[flag]}" for flag in sorted(REQUIRED["privatize_stream"])]
+    runner = f"--runner={_Writes.__module__}.{_WritesForDataflow.__name__}"
+    flags = [f"--template_location={tmp_path}/job", "--id_label=event-id", "--overwrite=false"]
+    launch.main(["--pipeline=privatize_stream", *where, "--epsilon=8", runner, *flags])
+    assert (tmp_path / "job").read_text() == "a job"
+    assert capsys.readouterr().out.splitlines()[-1] == "publishing to projects/acme-privacy/topics/private"
 
 
 # Terraform.

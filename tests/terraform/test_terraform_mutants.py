@@ -108,6 +108,13 @@ MUTANTS = (
     Mutant(
         "jobs", "A job must have its", "jobs.tf", "pipeline     = each.value.pipeline", 'pipeline     = "aggregate"'
     ),
+    Mutant(
+        "jobs",
+        "A stream must publish",
+        "jobs.tf",
+        'each.value.pipeline == "privatize_stream" ? "drain"',
+        'false ? "drain"',
+    ),
     Mutant("jobs", "Without entries", "jobs.tf", "for_each = var.jobs", f"for_each = merge(var.jobs, {_UNASKED})"),
     Mutant("kms", "There must be a key", "kms.tf", "local.sql ? { sql =", "true ? { sql ="),
     Mutant("kms", "Keys must rotate", "kms.tf", "${var.key_rotation_days * 86400}s", "${90 * 86400}s"),
