@@ -36,7 +36,17 @@ from beam_dp.guarantees import MetricGuarantee as MetricGuarantee
 from beam_dp.io import ReadBatches as ReadBatches
 from beam_dp.io import WriteBatches as WriteBatches
 from beam_dp.mechanisms import MECHANISMS as MECHANISMS
+from beam_dp.mechanisms import DensityPrior as DensityPrior
+from beam_dp.mechanisms import DistanceTruncatedLaplace as DistanceTruncatedLaplace
+from beam_dp.mechanisms import Exponential as Exponential
+from beam_dp.mechanisms import HyperbolicLaplace as HyperbolicLaplace
+from beam_dp.mechanisms import KnnTruncated as KnnTruncated
+from beam_dp.mechanisms import Mahalanobis as Mahalanobis
 from beam_dp.mechanisms import MultivariateLaplace as MultivariateLaplace
+from beam_dp.mechanisms import RankCorrectedLaplace as RankCorrectedLaplace
+from beam_dp.mechanisms import TruncatedExponential as TruncatedExponential
 from beam_dp.mechanisms import TruncatedGumbel as TruncatedGumbel
+from beam_dp.mechanisms import Vickrey as Vickrey
 from beam_dp.mechanisms import WordMechanism as WordMechanism
+from beam_dp.mechanisms import WordRandomizedResponse as WordRandomizedResponse
 from beam_dp.text import PrivatizeText as PrivatizeText

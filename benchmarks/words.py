@@ -8,6 +8,7 @@ It runs on one core with one BLAS thread and counts CPU seconds. The figures are
 * pipeline: the job `pipelines.privatize_text` from parquet to parquet on the FnApiRunner in this process; its
   start-up, which is the same job on one word, is subtracted and shown apart;
 * sgemm: the bare float32 product that exact search cannot do without, (512, d) x (d, V) into one buffer;
+* rows: where a mechanism keeps rows (which kernel and pipeline find made), the first draw of each distinct word; once;
 * peers: see `benchmarks.peers`.
 
 They take turns, round by round, and the median counts. The vocabularies are the index in the package, GloVe 840B
@@ -29,15 +30,30 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import MetricsFilter
 
-from beam_dp import IndexRef, Ledger, MultivariateLaplace, ReadBatches, TruncatedGumbel, WordMechanism, WriteBatches
+from beam_dp import (
+    DensityPrior,
+    Exponential,
+    IndexRef,
+    KnnTruncated,
+    Ledger,
+    MultivariateLaplace,
+    ReadBatches,
+    TruncatedExponential,
+    TruncatedGumbel,
+    WordMechanism,
+    WriteBatches,
+)
 from beam_dp.embeddings import EmbeddingIndex, open_index, resolve_index
 from beam_dp.errors import BeamDpError
+from beam_dp.mechanisms.base import WordIds
+from beam_dp.mechanisms.row_laws import BoundRows
 from beam_dp.randomness import SecureSource
 from beam_dp.text.privatize import TextOptions, TextPrivatizer
 from benchmarks.measure import (
     SGEMM_ROWS,
     Report,
     alternate,
+    cpu_seconds,
     declare_cores,
     load_indexes,
     load_texts,
@@ -61,6 +77,8 @@ _ROOT = Path(__file__).parents[1]
 _SGEMM_MOST_ROWS = 4096
 _SCALING_FILES = 16
 _FIRST_BATCH_WORDS = 64
+_FINITE_LAWS = (Exponential, TruncatedExponential, DensityPrior, KnnTruncated)
+_MECHANISMS = (MultivariateLaplace, TruncatedGumbel, *_FINITE_LAWS)
 _HEADINGS = ("", "words", "CPU s", "words/CPU-s", "kernel is", "pipeline is")
 
 
@@ -69,7 +87,10 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("--index", action="append", default=[], metavar="DIR", help="measure this index as well")
     parser.add_argument("--epsilon", type=float, default=10.0, help="of multivariate Laplace (default: 10)")
     parser.add_argument("--gumbel_epsilon", type=float, default=40.0, help="of truncated Gumbel (default: 40)")
-    parser.add_argument("--words", type=int, default=1_000_000, help="of truncated Gumbel (default: 1,000,000)")
+    names = tuple(mechanism.name for mechanism in _MECHANISMS)
+    parser.add_argument("--finite_epsilon", type=float, default=4.0, help=f"of {', '.join(names[2:])} (default: 4)")
+    parser.add_argument("--mechanism", action="append", choices=names, help="measure this one, not all")
+    parser.add_argument("--words", type=int, default=1_000_000, help="of a finite law (default: 1,000,000)")
     parser.add_argument("--laplace_words", type=int, default=20_000, help="of multivariate Laplace (default: 20,000)")
     parser.add_argument("--peer_words", type=int, default=300, help="of a peer (default: 300; 0: no peers)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each figure is taken (default: 5)")
@@ -98,10 +119,23 @@ def main(argv: list[str]) -> None:
     else:
         measure_nothing(report, flags, indexes[0][1])
         for name, ref in indexes:
-            laplace, gumbel = MultivariateLaplace(flags.epsilon), gumbel_for(open_index(ref), flags.gumbel_epsilon)
-            measure_words(report, flags, name, ref, mechanism=laplace, words=flags.laplace_words)
-            measure_words(report, flags, name, ref, mechanism=gumbel, words=flags.words)
+            for mechanism in mechanisms_for(flags, open_index(ref)):
+                words = flags.laplace_words if isinstance(mechanism, MultivariateLaplace) else flags.words
+                measure_words(report, flags, name, ref, mechanism=mechanism, words=words)
     report.finish()
+
+
+def mechanisms_for(flags: Namespace, index: EmbeddingIndex) -> list[WordMechanism]:
+    """What the flags ask to measure on ``index``."""
+    finite = [mechanism(flags.finite_epsilon) for mechanism in _FINITE_LAWS]
+    every = [MultivariateLaplace(flags.epsilon), gumbel_for(index, flags.gumbel_epsilon), *finite]
+    return [mechanism for mechanism in every if flags.mechanism is None or mechanism.name in flags.mechanism]
+
+
+def first_draws(bound: BoundRows, index: EmbeddingIndex, ids: WordIds) -> float:
+    """CPU seconds of one draw of each of the distinct ``ids`` by the same mechanism without its rows."""
+    empty, generator = BoundRows(index, bound.weights), SecureSource().generator
+    return cpu_seconds(lambda: empty.sample(ids, generator))
 
 
 def gumbel_for(index: EmbeddingIndex, epsilon: float) -> TruncatedGumbel:
@@ -186,9 +220,12 @@ def measure_words(
         _row("pipeline and start-up", len(ids), whole),
         _row("sgemm", product_rows, bare),
     ]
+    if isinstance(bound, BoundRows):
+        distinct = np.unique(ids)
+        rows.append(_row("rows", len(distinct), first_draws(bound, index, distinct)))
     epsilon = getattr(mechanism, "epsilon", None) or flags.gumbel_epsilon
     asked = tuple(index.words.take(pa.array(ids[: flags.peer_words])).to_pylist())
-    for peer in PEERS[mechanism.name] if asked else ():
+    for peer in PEERS.get(mechanism.name, ()) if asked else ():
         taken, status = measure_peer(Task(peer, ref.uri, epsilon, asked))
         row = _row(f"{peer.distribution} {version_of(peer.distribution) or ''}".strip(), len(asked), taken, status)
         rows.append(row | {"peer_mechanism": peer.mechanism})

@@ -308,7 +308,12 @@ def _report(flags: Namespace) -> None:
 
 
 def write_text(path: str, text: str, *, overwrite: bool) -> None:
-    """Writes ``text`` to a file that appears whole or not at all.
+    """`write_bytes` of ``text`` in UTF-8."""
+    write_bytes(path, text.encode(), overwrite=overwrite)
+
+
+def write_bytes(path: str, content: bytes, *, overwrite: bool) -> None:
+    """Writes ``content`` to a file that appears whole or not at all.
 
     Raises:
         ArgumentError: no file system knows the path.
@@ -320,7 +325,7 @@ def write_text(path: str, text: str, *, overwrite: bool) -> None:
         if not overwrite and FileSystems.exists(final):
             raise ResourceError(f"output already exists: {last_component(path)}; choose another or pass --overwrite")
         with FileSystems.create(f"{final}.tmp", compression_type=CompressionTypes.UNCOMPRESSED) as stream:
-            stream.write(text.encode())
+            stream.write(content)
         FileSystems.rename([f"{final}.tmp"], [final])
 
 

@@ -11,8 +11,9 @@ import sys
 from argparse import ArgumentParser, Namespace
 
 from beam_dp.embeddings import BuildReport, build_index
-from beam_dp.embeddings.build import check_build
+from beam_dp.embeddings.build import DEFAULT_TREES, check_build
 from beam_dp.embeddings.formats import FORMATS, read_vectors
+from beam_dp.embeddings.manifest import ForestRecord
 from beam_dp.errors import ArgumentError, InputError
 from pipelines.main import run_main, summary
 from pipelines.options import parse_flags
@@ -25,8 +26,14 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("--words", metavar="FILE", help="with a .npy matrix: its words, one a line")
     parser.add_argument("--format", choices=FORMATS, default="auto", help="of the vectors (default: auto)")
     parser.add_argument("--max_words", type=int, metavar="N", help="keep the first N usable words only")
-    parser.add_argument("--trees", type=int, default=50, metavar="N", help="trees of the Annoy index (default: 50)")
-    parser.add_argument("--metric", default="euclidean", help="metric of the distances (default: euclidean)")
+    parser.add_argument(
+        "--trees", type=int, metavar="N", help=f"euclidean: trees of the Annoy index (default: {DEFAULT_TREES})"
+    )
+    parser.add_argument(
+        "--metric",
+        default="euclidean",
+        help="metric of the distances: euclidean, or poincare for points of the Poincaré ball (default: euclidean)",
+    )
     parser.add_argument("--source", default="", metavar="TEXT", help="recorded in the manifest: where this comes from")
     parser.add_argument("--licence", default="", metavar="TEXT", help="recorded in the manifest: under which licence")
     parser.add_argument("--overwrite", action="store_true", help="replace an index that exists")
@@ -75,7 +82,8 @@ def _plan(flags: Namespace) -> list[str]:
     most = "all usable words" if flags.max_words is None else f"the first {flags.max_words:,} usable words"
     return [
         f"would read {most} of {flags.vectors}: format {format}, dimension {first.vectors.shape[1]}",
-        f"would build an index with the {flags.metric} metric and {flags.trees} Annoy trees",
+        f"would build an index with the {flags.metric} metric and "
+        + ("exact search" if flags.metric == "poincare" else f"{flags.trees or DEFAULT_TREES} Annoy trees"),
         f"would publish: {flags.output}",
     ]
 
@@ -88,21 +96,26 @@ def _lines(report: BuildReport) -> list[str]:
         f"dropped {entry.count:,} words: {entry.reason.replace('_', ' ')} (at {_places(entry.lines, entry.count)})"
         for entry in report.dropped
     ]
-    recall = ", ".join(
-        f"{point.recall:.2f} at epsilon {point.epsilon:g}"
-        for point in annoy.recall_at_1
-        if point.search_k == annoy.search_k
-    )
+    search = "search: always exact" if annoy is None else _recall(annoy)
     return [
         f"{manifest.size:,} words of dimension {manifest.dimension} kept",
         *dropped,
         f"distances ({manifest.metric}): smallest {distances.min_neighbour:.6g}, median to the nearest "
         f"{distances.median_neighbour:.6g}, diameter at most {distances.diameter:.6g}",
         f"words with the vector of an earlier word: {distances.duplicate_vectors:,}",
-        f"Annoy recall@1 ({annoy.trees} trees, search_k {annoy.search_k:,}): {recall}",
+        search,
         f"digest {report.digest}",
         f"published: {report.output}",
     ]
+
+
+def _recall(annoy: ForestRecord) -> str:
+    recall = ", ".join(
+        f"{point.recall:.2f} at epsilon {point.epsilon:g}"
+        for point in annoy.recall_at_1
+        if point.search_k == annoy.search_k
+    )
+    return f"Annoy recall@1 ({annoy.trees} trees, search_k {annoy.search_k:,}): {recall}"
 
 
 def _places(lines: tuple[int, ...], count: int) -> str:

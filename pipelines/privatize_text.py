@@ -37,6 +37,7 @@ MECHANISM_PARAMETERS = (
     "covariance_weight",
     "second_weight",
     "rank_decay",
+    "max_noise",
     "gamma",
     "bandwidth",
     "prefer_general",
@@ -75,6 +76,12 @@ class MechanismOptions(PipelineOptions):
             "--rank_decay",
             type=float,
             help="rank_corrected_laplace: c in the weight exp(-c*epsilon*rank) of a neighbour (default: 0.04)",
+        )
+        parser.add_argument(
+            "--max_noise",
+            type=float,
+            help="distance_truncated_laplace: R, a distance: no noise is longer (default: the least for which delta is "
+            "at most 1e-6)",
         )
         parser.add_argument(
             "--gamma",

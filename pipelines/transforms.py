@@ -54,17 +54,19 @@ class _Charged(beam.PTransform, abc.ABC):
 
 
 class PrivatizeText(_Charged):
-    """Replaces every word of a text by a draw of a mechanism of metric differential privacy.
+    """Replaces every word of a text by a draw of a mechanism of metric or local differential privacy.
 
     Args:
-        mechanism: `multivariate_laplace`, `mahalanobis`, `vickrey`, `rank_corrected_laplace`, `exponential`,
-            `truncated_exponential`, `density_prior`, `knn_truncated`, `truncated_gumbel` or `hyperbolic_laplace`.
-        epsilon: privacy parameter of one word, in units of 1/distance.
+        mechanism: `multivariate_laplace`, `mahalanobis`, `vickrey`, `rank_corrected_laplace`,
+            `distance_truncated_laplace`, `exponential`, `truncated_exponential`, `density_prior`, `knn_truncated`,
+            `truncated_gumbel`, `hyperbolic_laplace` or `randomized_response`.
+        epsilon: privacy parameter of one word, in units of 1/distance; of randomized_response without a unit.
         scale: of truncated_gumbel: noise scale instead of epsilon.
         neighbours: of truncated_gumbel, knn_truncated: candidates of a word; of rank_corrected_laplace: its ranks.
         covariance_weight: of mahalanobis: weight of the vocabulary's covariance in the norm, 0 to 0.99.
         second_weight: of vickrey: 0 for always the nearest word to 1 for always the second nearest.
         rank_decay: of rank_corrected_laplace: how fast the weight of a neighbour falls with its rank.
+        max_noise: of distance_truncated_laplace: no noise is longer, in units of distance.
         gamma: of truncated_exponential: the distance beyond which words share a bucket.
         bandwidth: of density_prior: the bandwidth of the kernel density.
         prefer_general: of hyperbolic_laplace: of the two nearest words prefer the more general one.
@@ -91,6 +93,7 @@ class PrivatizeText(_Charged):
         covariance_weight: Optional[float] = None,
         second_weight: Optional[float] = None,
         rank_decay: Optional[float] = None,
+        max_noise: Optional[float] = None,
         gamma: Optional[float] = None,
         bandwidth: Optional[float] = None,
         prefer_general: Optional[bool] = None,
@@ -113,6 +116,7 @@ class PrivatizeText(_Charged):
             "covariance_weight": covariance_weight,
             "second_weight": second_weight,
             "rank_decay": rank_decay,
+            "max_noise": max_noise,
             "gamma": gamma,
             "bandwidth": bandwidth,
             "prefer_general": prefer_general,

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from beam_dp.embeddings.files import delete, exists, join, local_path, raise_write_error, sha256_of, sync, upload
 from beam_dp.embeddings.formats import FORMATS, Block, detect_format, read_vectors
+from beam_dp.embeddings.hyperbolic import PoincareDistances
 from beam_dp.embeddings.manifest import (
     DATA_FILES,
     FOREST_FILE,
@@ -43,6 +44,7 @@ from beam_dp.embeddings.search import build_forest, forest_bytes
 from beam_dp.embeddings.vocabulary import Dropped, VocabularyFilter
 from beam_dp.errors import ArgumentError, InputError, ResourceError, require_choice, require_count
 
+DEFAULT_TREES = 50
 _NPY_HEADER_BYTES = 128
 _MIN_WORDS = 2
 
@@ -73,7 +75,7 @@ def build_index(
     words: str | None = None,
     format: str = "auto",
     max_words: int | None = None,
-    trees: int = 50,
+    trees: int | None = None,
     metric: str = "euclidean",
     source: str = "",
     licence: str = "",
@@ -88,8 +90,9 @@ def build_index(
         words: for ``npy`` alone: the file with one word a line.
         format: see `beam_dp.embeddings.formats`.
         max_words: keep the first so many usable words (files are sorted by frequency); the rest is not read.
-        trees: Annoy trees: more find better neighbours in a larger file.
-        metric: ``euclidean``.
+        trees: Annoy trees, 50 by default: more find better neighbours in a larger file. With the metric poincare there
+            are none, since its search is always exact.
+        metric: ``euclidean``; or ``poincare``, where the vectors are points of the Poincaré ball of curvature -1.
         source, licence: recorded in the manifest.
         overwrite: replace an index at ``output``.
         progress: show progress bars on stderr, if that is a terminal.
@@ -103,17 +106,21 @@ def build_index(
         vectors, output, format=format, max_words=max_words, trees=trees, metric=metric, overwrite=overwrite
     )
     unit = {"word2vec_binary": "record", "gensim": "record", "npy": "row"}.get(resolved, "line")
-    vocabulary = VocabularyFilter(vectors, unit, max_words)
+    vocabulary = VocabularyFilter(vectors, unit, max_words, metric)
     bars = _bars(progress)
     try:
         with _staging(output) as folder:
             size, dimension = _write_words_and_vectors(folder, read_vectors(vectors, words, resolved), vocabulary, bars)
-            distances, annoy = _build_search(folder, trees, bars)
+            distances, annoy = (
+                (_measure_poincare(folder, bars), None)
+                if metric == "poincare"
+                else _build_search(folder, DEFAULT_TREES if trees is None else trees, bars)
+            )
             manifest = Manifest(
                 size=size,
                 dimension=dimension,
                 metric=metric,
-                files={name: _file_entry(folder / name) for name in DATA_FILES},
+                files={name: _file_entry(folder / name) for name in DATA_FILES if (folder / name).exists()},
                 annoy=annoy,
                 distances=distances,
                 dropped={entry.reason: entry.count for entry in vocabulary.dropped},
@@ -134,7 +141,7 @@ def check_build(
     *,
     format: str = "auto",
     max_words: int | None = None,
-    trees: int = 50,
+    trees: int | None = None,
     metric: str = "euclidean",
     overwrite: bool = False,
 ) -> str:
@@ -148,7 +155,10 @@ def check_build(
     """
     require_choice("metric", metric, METRICS)
     require_choice("format", format, FORMATS)
-    require_count("trees", trees)
+    if trees is not None:
+        require_count("trees", trees)
+        if metric == "poincare":
+            raise ArgumentError("trees are of Annoy, which does not know the poincare metric: leave them out")
     if max_words is not None:
         require_count("max_words", max_words, _MIN_WORDS)
     _check_output(output, overwrite)
@@ -240,6 +250,13 @@ def _build_search(folder: Path, trees: int, bars: Bars) -> tuple[Distances, Fore
         return distances, measure_recall(matrix, folder / FOREST_FILE, trees, distances, advance)
 
 
+def _measure_poincare(folder: Path, bars: Bars) -> Distances:
+    """The hyperbolic distances of the vectors in ``folder``; there is no forest to build."""
+    matrix: npt.NDArray[np.float32] = np.load(folder / VECTORS_FILE, mmap_mode="r").view(np.ndarray)
+    with bars("distances", len(matrix)) as advance:
+        return PoincareDistances(matrix).measure(matrix, advance)
+
+
 def _file_entry(path: Path) -> FileEntry:
     path.chmod(0o644)  # Annoy's file would be private to its owner
     sync(path)
@@ -254,7 +271,10 @@ def _publish(folder: Path, output: str) -> None:
         if exists(manifest):
             delete(manifest)
         for name in (*DATA_FILES, MANIFEST_FILE):
-            upload(folder / name, join(output, name))
+            if (folder / name).exists():
+                upload(folder / name, join(output, name))
+            elif exists(join(output, name)):
+                delete(join(output, name))
         return
     folder.chmod(0o755)
     sync(folder / MANIFEST_FILE)

@@ -7,7 +7,8 @@ format                what it is
 ``word2vec_text``     the same after a header line ``V d``
 ``fasttext_vec``      fastText's ``.vec``: as ``word2vec_text``
 ``word2vec_binary``   a header line ``V d``, then for each word its bytes, a space and d little-endian float32
-``gensim``            a saved gensim ``KeyedVectors``, or a model that has one (needs the extra ``gensim``)
+``gensim``            a saved gensim ``KeyedVectors``, or a model that has one, ``PoincareModel`` among them (needs
+                      the extra ``gensim``)
 ``npy``               a ``.npy`` matrix (V, d) and a text file with one word a line
 ====================  =================================================================================
 
@@ -379,7 +380,7 @@ def _gensim_blocks(path: str) -> Iterator[Block]:
         raise ArgumentError("format gensim needs the extra: pip install 'beam_dp[gensim]'") from None
     try:
         loaded = KeyedVectors.load(path)
-        keyed = getattr(loaded, "wv", loaded)
+        keyed = getattr(loaded, "wv", getattr(loaded, "kv", loaded))
         words, matrix = list(keyed.index_to_key), keyed.vectors
     except Exception as error:
         raise InputError(f"{path} cannot be read as gensim KeyedVectors: {type(error).__name__}") from None

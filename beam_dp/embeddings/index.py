@@ -12,10 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from beam_dp.embeddings.cache import Arrays, derived_arrays
-from beam_dp.embeddings.manifest import DATA_FILES, FOREST_FILE, VECTORS_FILE, WORDS_FILE, Manifest
-from beam_dp.embeddings.neighbours import neighbours
+from beam_dp.embeddings.hyperbolic import PoincareDistances, PoincareSearch
+from beam_dp.embeddings.manifest import FOREST_FILE, VECTORS_FILE, WORDS_FILE, Manifest
+from beam_dp.embeddings.neighbours import EuclideanDistances
 from beam_dp.embeddings.search import (
     AnnoySearch,
+    Doubles,
     ExactSearch,
     Floats,
     Search,
@@ -24,6 +26,7 @@ from beam_dp.embeddings.search import (
     require_queries,
 )
 from beam_dp.errors import BeamDpError, IndexArtifactError, require_count
+from beam_dp.mechanisms.base import Points
 
 # Part of the name of kept neighbour tables: to be raised whenever the same index gives others.
 _TABLE_VERSION = 1
@@ -60,20 +63,41 @@ class EmbeddingIndex:
         self._cache = cache
         self._derived: dict[str, Arrays] = {}
         self._ids: dict[str, int] | None = None
-        self._search: Search = (
-            ExactSearch(self.vectors)
-            if search == "exact"
-            else AnnoySearch(folder / FOREST_FILE, self.size, self.dimension, manifest.annoy.search_k)
+        hyperbolic = manifest.metric == "poincare"
+        self._distances: EuclideanDistances | PoincareDistances = (
+            PoincareDistances(self.vectors) if hyperbolic else EuclideanDistances(self.vectors)
         )
+        self._search: Search
+        if hyperbolic:
+            self._search = PoincareSearch(self.vectors)
+        elif search == "annoy" and manifest.annoy is not None:
+            self._search = AnnoySearch(folder / FOREST_FILE, self.size, self.dimension, manifest.annoy.search_k)
+        else:
+            self._search = ExactSearch(self.vectors)
 
-    def nearest(self, queries: Floats) -> WordIds:
-        """The ids (n,) int32 of the words nearest to ``queries`` (n, d) float32, by the strategy `search`.
+    def nearest(self, queries: Points) -> WordIds:
+        """The ids (n,) int32 of the words nearest to ``queries`` (n, d), by the strategy `search`.
+
+        Queries are float32 vectors, with the metric poincare float64 log coordinates
+        (`beam_dp.mechanisms.poincare_ball`).
 
         Raises:
             ArgumentError: ``queries`` has another shape.
         """
         require_queries(queries, self.dimension)
         return self._search.nearest(queries)
+
+    def nearest_two(self, queries: Points) -> tuple[WordIds, Doubles]:
+        """The two words nearest to ``queries`` (n, d), as in `nearest`, the nearest first.
+
+        Returns:
+            ids (n, 2) int32 and distances (n, 2) float64.
+
+        Raises:
+            ArgumentError: ``queries`` has another shape.
+        """
+        require_queries(queries, self.dimension)
+        return self._search.nearest_two(queries)
 
     def neighbours(self, k: int) -> tuple[WordIds, Floats]:
         """The exact min(k, V) nearest words of every word: ids (V, k) int32 and distances (V, k) float32.
@@ -86,11 +110,30 @@ class EmbeddingIndex:
         k = min(require_count("k", k), self.size)
 
         def compute() -> Arrays:
-            ids, distances = neighbours(self.vectors, k)
+            ids, distances = self._distances.neighbours(k)
             return {"ids": ids, "distances": distances}
 
         tables = self.derived(f"neighbours-v{_TABLE_VERSION}-{k}", compute)
         return tables["ids"], tables["distances"]
+
+    def distance_bounds(self, ids: WordIds) -> tuple[Floats, Floats]:
+        """Lower and upper bounds, (n, V) float32 each, of the distances of ``ids`` (n,) to all words.
+
+        Euclidean: one matrix product, 0.3 ms a word at 33,860 x 300; far apart they differ by about 1e-4. Both are 0
+        from a word to itself.
+        """
+        return self._distances.bounds(ids)
+
+    def pair_distances(self, left: npt.NDArray[np.integer], right: npt.NDArray[np.integer]) -> Doubles:
+        """The distance of each pair of ids, (n,) float64, from the differences of the vectors in float64."""
+        return self._distances.pairs(left, right)
+
+    def exact_distances(self, ids: WordIds) -> Doubles:
+        """The distances of ``ids`` (n,) to all words, (n, V) float64, from the differences of the vectors in float64.
+
+        9 ms a word at 33,860 x 300, and 8 V d bytes of memory meanwhile.
+        """
+        return self._distances.to_all(ids)
 
     def derived(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         """``compute()``, run once a machine and kept in the local cache under the digest and ``name``, memory-mapped.
@@ -131,8 +174,8 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
     Raises:
         IndexArtifactError: a file is missing, cut off, or of another size or shape.
     """
-    for name in DATA_FILES:
-        path, expected = folder / name, manifest.files[name].bytes
+    for name, entry in manifest.files.items():
+        path, expected = folder / name, entry.bytes
         try:
             found = path.stat().st_size
         except OSError as error:

@@ -10,13 +10,14 @@ from typing import Any
 
 from beam_dp.errors import IndexArtifactError
 
-FORMAT_VERSION = 1
+# 2: an index may have no Annoy forest. One that has a forest is still written as 1, and so read by older versions.
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 WORDS_FILE = "words.arrow"
 VECTORS_FILE = "vectors.npy"
 FOREST_FILE = "index.ann"
 DATA_FILES = (WORDS_FILE, VECTORS_FILE, FOREST_FILE)
-METRICS = ("euclidean",)
+METRICS = ("euclidean", "poincare")
 _DIGEST_LENGTH = 64
 
 
@@ -78,9 +79,9 @@ class Manifest:
     Attributes:
         size: number of words V.
         dimension: d.
-        metric: the metric of the distances, e.g. ``euclidean``.
+        metric: the metric of the distances: ``euclidean``, or ``poincare``, the Poincaré ball of curvature -1.
         files: the data files by name.
-        annoy: the approximate search.
+        annoy: the approximate search; None with ``poincare``, where the search is always exact.
         distances: see `Distances`.
         dropped: how many words of the source were left out, by reason.
         source: where the vectors come from.
@@ -91,7 +92,7 @@ class Manifest:
     dimension: int
     metric: str
     files: Mapping[str, FileEntry]
-    annoy: ForestRecord
+    annoy: ForestRecord | None
     distances: Distances
     dropped: Mapping[str, int]
     source: str
@@ -100,12 +101,12 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The manifest as JSON: the same value gives the same bytes."""
         fields = {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if self.annoy is None else 1,
             "size": self.size,
             "dimension": self.dimension,
             "metric": self.metric,
             "files": {name: asdict(entry) for name, entry in self.files.items()},
-            "search": {"annoy": asdict(self.annoy)},
+            "search": {} if self.annoy is None else {"annoy": asdict(self.annoy)},
             "distances": asdict(self.distances),
             "dropped": dict(self.dropped),
             "source": self.source,
@@ -147,21 +148,19 @@ def manifest_digest(data: bytes) -> str:
 
 
 def _from_fields(fields: dict[str, Any]) -> Manifest:
-    annoy, distances = fields["search"]["annoy"], fields["distances"]
+    annoy, distances = fields["search"].get("annoy"), fields["distances"]
+    if (annoy is None) != (fields["metric"] == "poincare"):
+        raise ValueError("annoy")
     return Manifest(
         size=_whole(fields["size"], "size", 2),
         dimension=_whole(fields["dimension"], "dimension", 1),
         metric=str(fields["metric"]),
-        files={name: _file_entry(fields["files"][name], name) for name in DATA_FILES},
-        annoy=ForestRecord(
-            trees=_whole(annoy["trees"], "trees", 1),
-            search_k=_whole(annoy["search_k"], "search_k", 1),
-            queries=_whole(annoy["queries"], "queries", 1),
-            recall_at_1=tuple(
-                RecallPoint(float(point["epsilon"]), int(point["search_k"]), float(point["recall"]))
-                for point in annoy["recall_at_1"]
-            ),
-        ),
+        files={
+            name: _file_entry(fields["files"][name], name)
+            for name in DATA_FILES
+            if annoy is not None or name != FOREST_FILE
+        },
+        annoy=None if annoy is None else _forest_record(annoy),
         distances=Distances(
             diameter=float(distances["diameter"]),
             min_neighbour=float(distances["min_neighbour"]),
@@ -171,6 +170,18 @@ def _from_fields(fields: dict[str, Any]) -> Manifest:
         dropped={str(reason): _whole(count, "dropped", 0) for reason, count in fields["dropped"].items()},
         source=str(fields["source"]),
         licence=str(fields["licence"]),
+    )
+
+
+def _forest_record(fields: dict[str, Any]) -> ForestRecord:
+    return ForestRecord(
+        trees=_whole(fields["trees"], "trees", 1),
+        search_k=_whole(fields["search_k"], "search_k", 1),
+        queries=_whole(fields["queries"], "queries", 1),
+        recall_at_1=tuple(
+            RecallPoint(float(point["epsilon"]), int(point["search_k"]), float(point["recall"]))
+            for point in fields["recall_at_1"]
+        ),
     )
 
 

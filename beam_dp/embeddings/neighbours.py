@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.distance import cdist
 
 from beam_dp.embeddings.manifest import Distances
 from beam_dp.embeddings.search import Floats, WordIds, half_squared_norms
@@ -18,10 +19,12 @@ from beam_dp.embeddings.search import Floats, WordIds, half_squared_norms
 Doubles = npt.NDArray[np.float64]
 
 _UNIT = 2.0**-24  # half a unit in the last place of float32
+_UNDERFLOW = 2.0**-120  # more than is lost where products of a pair of numbers are too small for float32
 _ROW_BLOCK = 512
 _COLUMN_BLOCK = 1024
 _SCORE_CELLS = 1 << 25  # of one block of rows against all words: 128 MB
 _PAIR_CELLS = 1 << 21  # of one block of float64 differences: 16 MB
+_CACHED_CELLS = 1 << 18  # of float32 numbers that several passes go over: 1 MB stays in a cache
 _GROUP = 32  # the k-th largest of the maxima of groups this long is a lower bound of the k-th largest of all
 
 
@@ -50,6 +53,74 @@ def pair_distances(vectors: Floats, left: npt.NDArray[np.integer], right: npt.ND
         difference -= vectors[right[block]]
         distances[block] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
     return distances
+
+
+class EuclideanDistances:
+    """The distances between the words by their Euclidean metric.
+
+    Args:
+        vectors: (V, d) float32, not copied.
+    """
+
+    def __init__(self, vectors: Floats) -> None:
+        self._vectors = vectors
+        self._bounds: DistanceBounds | None = None
+
+    def pairs(self, left: npt.NDArray[np.integer], right: npt.NDArray[np.integer]) -> Doubles:
+        """`pair_distances` of these vectors."""
+        return pair_distances(self._vectors, left, right)
+
+    def to_all(self, words: npt.NDArray[np.integer]) -> Doubles:
+        """The distances of ``words`` (n,) to all, (n, V) float64, from the differences in float64."""
+        return cdist(self._vectors[words].astype(np.float64), self._vectors.astype(np.float64))
+
+    def bounds(self, words: npt.NDArray[np.integer]) -> tuple[Floats, Floats]:
+        """See `DistanceBounds.of`."""
+        if self._bounds is None:
+            self._bounds = DistanceBounds(self._vectors)
+        return self._bounds.of(words)
+
+    def neighbours(self, k: int) -> tuple[WordIds, Floats]:
+        """`neighbours` of these vectors."""
+        return neighbours(self._vectors, k)
+
+
+class DistanceBounds:
+    """Bounds of the distances of some words to all, by one float32 matrix product.
+
+    Args:
+        vectors: (V, d) float32, not copied.
+    """
+
+    def __init__(self, vectors: Floats) -> None:
+        self._vectors = vectors
+        self._halves = half_squared_norms(vectors)
+        lengths = norms(vectors)
+        largest = float(lengths.max())
+        # Of half a squared distance: the error of a score, and three roundings of numbers up to 2|y|².
+        self._error = score_error(vectors.shape[1], lengths, largest) + 11 * _UNIT * largest**2
+        self._error += vectors.shape[1] * _UNDERFLOW
+
+    def of(self, words: npt.NDArray[np.integer]) -> tuple[Floats, Floats]:
+        """low, high (n, V) float32 with low <= |v(w) - v(y)| <= high for ``words`` (n,); 0 from a word to itself."""
+        high = self._vectors[words] @ self._vectors.T
+        low = np.empty_like(high)
+        own, error = self._halves[words].astype(np.float64), self._error[words]
+        least, most = ((own + sign * error).astype(np.float32)[:, None] for sign in (-1, 1))
+        step = max(1, _CACHED_CELLS // high.shape[1])
+        for start in range(0, len(words), step):
+            rows = slice(start, start + step)
+            scores = high[rows]
+            scores -= self._halves
+            np.subtract(least[rows], scores, out=low[rows])
+            np.subtract(most[rows], scores, out=scores)
+            for bound, rounding in ((low[rows], 1 - 4 * _UNIT), (scores, 1 + 4 * _UNIT)):
+                np.maximum(bound, 0, out=bound)
+                np.sqrt(bound, out=bound)
+                np.multiply(bound, np.float32(math.sqrt(2) * rounding), out=bound)
+        every = np.arange(len(words))
+        low[every, words] = high[every, words] = 0
+        return low, high
 
 
 def neighbours(vectors: Floats, k: int) -> tuple[WordIds, Floats]:
@@ -123,7 +194,7 @@ def measure_distances(vectors: Floats, progress: Callable[[int], object]) -> Dis
     smallest = _exact_order_statistics(vectors, low, high, [0])
     middle = _exact_order_statistics(vectors, low, high, sorted({(len(vectors) - 1) // 2, len(vectors) // 2}))
     return Distances(
-        diameter=_round_up(math.sqrt(largest + float(error.max()))),
+        diameter=round_up(math.sqrt(largest + float(error.max()))),
         min_neighbour=smallest[0],
         median_neighbour=sum(middle) / len(middle),
         duplicate_vectors=count_duplicates(vectors),
@@ -175,7 +246,7 @@ def _distance(left: Floats, right: Floats) -> float:
     return math.sqrt(math.fsum(difference * difference))
 
 
-def _round_up(value: float, digits: int = 6) -> float:
+def round_up(value: float, digits: int = 6) -> float:
     """``value`` rounded up to ``digits`` significant digits."""
     unit = 10.0 ** (math.floor(math.log10(value)) + 1 - digits) if value > 0 else 1.0
     rounded = float(f"{math.ceil(value / unit) * unit:.{digits}g}")

@@ -5,11 +5,14 @@ case                                          decision
 ============================================  =====================================================================
 empty word                                    dropped, reported
 white space or control character in a word    dropped, reported: an output word must stay one word of a line
-zero vector                                   dropped, reported: a filler of many files, no position in the space
+zero vector                                   dropped, reported: a filler of many files, no position in the space;
+                                              kept with the metric poincare: the origin is its most general point
 word seen before                              the first stays, later ones are dropped and reported
 vector equal to an earlier word's             kept, counted: it is true of the data, and makes the smallest distance 0
 NaN or infinite number                        refused
-length outside of 1e-12 to 1e12               refused: float32 squares would lose it
+length outside of 1e-12 to 1e12               refused: float32 squares would lose it (metric euclidean)
+length of 1 or more, or 1 - |x|² below 1e-10  refused: not in the Poincaré ball, or too near its boundary for float64
+                                              coordinates 2x/(1 - |x|²) to tell words apart (metric poincare)
 fewer than two words left                     refused
 ============================================  =====================================================================
 """
@@ -25,8 +28,10 @@ import pyarrow.compute as pc
 
 from beam_dp.embeddings.formats import Block
 from beam_dp.errors import InputError
+from beam_dp.mechanisms.poincare_ball import boundary_gaps
 
 _MIN_NORM, _MAX_NORM = 1e-12, 1e12
+_MIN_GAP = 1e-10
 _REPORTED_LINES = 5
 
 # All of str.isspace (categories Z* and the control characters among it) and the other control characters.
@@ -54,10 +59,12 @@ class VocabularyFilter:
         path: the source, to name it in errors.
         unit: what its line numbers count: ``line``, ``record`` or ``row``.
         max_words: at most so many words pass.
+        metric: of the index, which says what vectors there may be.
     """
 
-    def __init__(self, path: str, unit: str, max_words: int | None) -> None:
+    def __init__(self, path: str, unit: str, max_words: int | None, metric: str = "euclidean") -> None:
         self.path = path
+        self._metric = metric
         self._unit = unit
         self._room = max_words
         self._seen: set[str] = set()
@@ -77,16 +84,20 @@ class VocabularyFilter:
         """The usable words of ``block``.
 
         Raises:
-            InputError: a vector is not finite or its length out of range.
+            InputError: a vector is not finite, its length is out of range, or it is not inside the Poincaré ball.
         """
         squares = np.einsum("ij,ij->i", block.vectors, block.vectors, dtype=np.float64)
         self._refuse(block, ~np.isfinite(squares), "the vector holds a NaN or infinite number")
         zero = np.all(block.vectors == 0, axis=1)
-        norm = np.sqrt(squares)
-        wrong = ~zero & ((norm < _MIN_NORM) | (norm > _MAX_NORM))
-        self._refuse(
-            block, wrong, f"the length of the vector is not in [{_MIN_NORM:g}, {_MAX_NORM:g}]: rescale the vectors"
-        )
+        if self._metric == "poincare":
+            zero[:] = False
+            self._refuse_outside(block)
+        else:
+            norm = np.sqrt(squares)
+            wrong = ~zero & ((norm < _MIN_NORM) | (norm > _MAX_NORM))
+            self._refuse(
+                block, wrong, f"the length of the vector is not in [{_MIN_NORM:g}, {_MAX_NORM:g}]: rescale the vectors"
+            )
         empty = _flags(pc.equal(pc.binary_length(block.words), 0))
         unusable = _flags(pc.match_substring_regex(block.words, _UNUSABLE))
         block = self._drop(block, EMPTY_WORD, empty)
@@ -112,6 +123,17 @@ class VocabularyFilter:
         count, first = self._dropped.get(reason, (0, ()))
         self._dropped[reason] = (count + len(lines), (first + tuple(lines[:_REPORTED_LINES]))[:_REPORTED_LINES])
         return _select(block, ~rows)
+
+    def _refuse_outside(self, block: Block) -> None:
+        gaps = boundary_gaps(block.vectors)
+        self._refuse(
+            block, gaps <= 0, "the length of the vector, in float32, is not below 1: not a point of the Poincaré ball"
+        )
+        self._refuse(
+            block,
+            gaps < _MIN_GAP,
+            f"the vector is too near the boundary of the Poincaré ball: 1 - |x|² must be at least {_MIN_GAP:g}",
+        )
 
     def _refuse(self, block: Block, rows: npt.NDArray[np.bool_], why: str) -> None:
         if rows.any():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
 from beam_dp.errors import ArgumentError, require_positive
 from beam_dp.guarantees import MetricGuarantee
-from beam_dp.mechanisms.base import Floats, WordIds, WordSpace, require_euclidean
+from beam_dp.mechanisms.base import Doubles, Floats, Points, WordIds, WordSpace, require_euclidean
 
 # Rows of noise at a time, and of one matrix product: 512 reach nine tenths of the speed of 2048.
 BLOCK_ROWS = 2048
@@ -28,14 +30,50 @@ def multivariate_laplace_noise(n: int, dimension: int, epsilon: float, rng: np.r
     independent radius of law Gamma(shape=dimension, scale=1/epsilon) (Feyisetan et al. 2020, section 3.4;
     Wu et al. 2017, appendix E).
     """
-    kind = np.float64 if dimension < _FEW_DIMENSIONS else np.float32
-    noise = rng.standard_normal((n, dimension), dtype=kind)
-    radius = rng.standard_gamma(dimension, n) / epsilon
-    norm = np.sqrt(np.einsum("ij,ij->i", noise, noise, dtype=np.float64))
+    normals = normal_vectors(n, dimension, rng)
+    return with_lengths(normals, rng.standard_gamma(dimension, n) / epsilon)
+
+
+def normal_vectors(n: int, dimension: int, rng: np.random.Generator) -> Points:
+    """n vectors of independent standard normals: (n, dimension), float64 in few dimensions, else float32."""
+    return rng.standard_normal((n, dimension), dtype=np.float64 if dimension < _FEW_DIMENSIONS else np.float32)
+
+
+def with_lengths(normals: Points, lengths: Doubles) -> Floats:
+    """Vectors of the directions of ``normals`` (n, d), which are uniform, and these lengths (n,): (n, d) float32.
+
+    ``normals`` is overwritten.
+    """
+    norm = np.sqrt(np.einsum("ij,ij->i", normals, normals, dtype=np.float64))
     # Once in 2^52 at most: some direction must do, since no noise at all would give the word away.
-    noise[norm == 0, 0] = norm[norm == 0] = 1
-    noise *= (radius / norm).astype(kind)[:, None]
-    return noise.astype(np.float32, copy=False)
+    normals[norm == 0, 0] = norm[norm == 0] = 1
+    normals *= (lengths / norm).astype(normals.dtype)[:, None]
+    return normals.astype(np.float32, copy=False)
+
+
+def noisy_blocks(ids: WordIds, vectors: Floats, noise: Callable[[int], Floats]) -> Iterator[tuple[slice, Floats]]:
+    """The vectors of ``ids`` (n,) plus fresh noise, `BLOCK_ROWS` words at a time.
+
+    Args:
+        vectors: (V, d) float32.
+        noise: gives n independent noise vectors, (n, d) float32.
+
+    Yields:
+        which of the ids a block holds, and its noisy vectors, (rows, d) float32.
+    """
+    for start in range(0, len(ids), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        noisy = vectors[ids[block]]
+        noisy += noise(len(noisy))
+        yield block, noisy
+
+
+def require_noise_epsilon(value: object) -> float:
+    """``value`` as a float if noise of that epsilon fits into float32 vectors, else ArgumentError."""
+    epsilon = require_positive("epsilon", value)
+    if epsilon < _LEAST_EPSILON:
+        raise ArgumentError(f"epsilon must be at least {_LEAST_EPSILON:g}, not {epsilon:g}")
+    return epsilon
 
 
 @dataclass(frozen=True)
@@ -65,10 +103,7 @@ class MultivariateLaplace:
     name: ClassVar[str] = "multivariate_laplace"
 
     def __post_init__(self) -> None:
-        epsilon = require_positive("epsilon", self.epsilon)
-        if epsilon < _LEAST_EPSILON:
-            raise ArgumentError(f"epsilon must be at least {_LEAST_EPSILON:g}, not {epsilon:g}")
-        object.__setattr__(self, "epsilon", epsilon)
+        object.__setattr__(self, "epsilon", require_noise_epsilon(self.epsilon))
 
     def guarantee(self, space: WordSpace) -> MetricGuarantee:
         """(epsilon, 0) in the metric of ``space``, which must be Euclidean, by the proof above."""
@@ -95,9 +130,7 @@ class BoundMultivariateLaplace:
         """See `beam_dp.mechanisms.base.BoundMechanism.sample`."""
         space = self._space
         out = np.empty(len(ids), dtype=np.int32)
-        for start in range(0, len(ids), BLOCK_ROWS):
-            block = slice(start, start + BLOCK_ROWS)
-            noisy = space.vectors[ids[block]]
-            noisy += multivariate_laplace_noise(len(noisy), space.dimension, self._epsilon, rng)
+        noise = partial(multivariate_laplace_noise, dimension=space.dimension, epsilon=self._epsilon, rng=rng)
+        for block, noisy in noisy_blocks(ids, space.vectors, noise):
             out[block] = space.nearest(noisy)
         return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from beam_dp.errors import ArgumentError, require_count, require_positive
+from beam_dp.errors import ArgumentError, require_positive
 from beam_dp.guarantees import MetricGuarantee
 from beam_dp.mechanisms.alias import AliasTables
-from beam_dp.mechanisms.base import WordIds, WordSpace, require_euclidean
-from beam_dp.mechanisms.laws import MAX_WORDS_FOR_ALL_PAIRS, SparseLaw, disjoint_pair, metric_delta
+from beam_dp.mechanisms.base import WordSpace, require_euclidean
+from beam_dp.mechanisms.candidates import BoundCandidates, candidate_guarantee, no_guarantee, require_neighbours
 
 # Words whose laws are integrated together: the arrays (words, nodes, K) of a chunk stay near 1 MB, the size of a cache.
 _CHUNK_WORDS = 8
@@ -23,9 +22,6 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(7)
 # Below -6.5 b the untruncated Gumbel law has a mass of exp(-665); beyond 40 b of exp(-40).
 _LEFT, _RIGHT = 6.5, 40.0
 _LAW_TOLERANCE = 1e-8
-
-# A larger delta promises nothing that a reader of an (epsilon, delta) would expect.
-_LARGEST_DELTA = 0.01
 
 # Part of the name of kept tables: to be raised whenever the same parameters give another law.
 _TABLE_VERSION = 1
@@ -71,38 +67,17 @@ class TruncatedGumbel:
         for name in ("epsilon", "scale"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, require_positive(name, getattr(self, name)))
-        if require_count("neighbours", self.neighbours, minimum=2) > 256:
-            raise ArgumentError(f"neighbours must be at most 256, not {self.neighbours}")
+        object.__setattr__(self, "neighbours", require_neighbours(self.neighbours))
 
     def guarantee(self, space: WordSpace) -> MetricGuarantee:
         """(epsilon, delta) computed from the law that is drawn, or no finite claim and why."""
         require_euclidean(space)
-        delta, reason = 0.0, None
+        bound = self.bind(space)
         if self.epsilon is None:
-            self.bind(space)
-            reason = "the scale was given, and no theorem gives an epsilon for it"
-        else:
-            law = self.bind(space).law()
-            pair = disjoint_pair(law)
-            if pair is not None:
-                reason = (
-                    f"the {self.neighbours} candidates of some words have nothing in common: delta is 1 at any epsilon"
-                )
-            elif space.size > MAX_WORDS_FOR_ALL_PAIRS:
-                reason = f"delta is computed for at most {MAX_WORDS_FOR_ALL_PAIRS} words"
-            else:
-                delta = metric_delta(law, space.vectors, self.epsilon)
-                if delta > _LARGEST_DELTA:
-                    reason = f"delta, computed from the exact law, is {delta:.3g}, above {_LARGEST_DELTA}"
-        if reason is not None:
-            return MetricGuarantee(
-                epsilon=None, basis="none", reason=reason, metric=space.metric, index_digest=space.digest
-            )
-        return MetricGuarantee(
-            epsilon=self.epsilon, delta=delta, basis="computed", metric=space.metric, index_digest=space.digest
-        )
+            return no_guarantee(space, "the scale was given, and no theorem gives an epsilon for it")
+        return candidate_guarantee(bound.law(), space, self.epsilon)
 
-    def bind(self, space: WordSpace) -> BoundTruncatedGumbel:
+    def bind(self, space: WordSpace) -> BoundCandidates:
         """The mechanism on ``space``; its law is computed at the first time on a machine and kept.
 
         Raises:
@@ -118,32 +93,7 @@ class TruncatedGumbel:
             return AliasTables.from_laws(law).to_arrays()
 
         name = f"{self.name}-v{_TABLE_VERSION}-{scale.hex().replace('+', '')}-{self.neighbours}"
-        return BoundTruncatedGumbel(ids, AliasTables.from_arrays(space.derived(name, tables)))
-
-
-class BoundTruncatedGumbel:
-    """`TruncatedGumbel` on one space: alias tables of its law over the K nearest words."""
-
-    def __init__(self, candidates: WordIds, tables: AliasTables) -> None:
-        self._candidates = candidates
-        self._tables = tables
-
-    def law_digest(self) -> str:
-        """sha256 of candidates and tables."""
-        digest = hashlib.sha256()
-        for array in (self._candidates, self._tables.thresholds, self._tables.aliases):
-            digest.update(array.tobytes())
-        return digest.hexdigest()
-
-    def sample(self, ids: WordIds, rng: np.random.Generator) -> WordIds:
-        """See `beam_dp.mechanisms.base.BoundMechanism.sample`."""
-        rank = self._tables.sample(ids, rng)
-        rank += ids.astype(np.intp) * self._candidates.shape[1]
-        return self._candidates.ravel()[rank]
-
-    def law(self) -> SparseLaw:
-        """The law that `sample` draws from, exactly."""
-        return SparseLaw(self._candidates, self._tables.law()[:, : self._candidates.shape[1]])
+        return BoundCandidates(ids, AliasTables.from_arrays(space.derived(name, tables)))
 
 
 def published_scale(epsilon: float, space: WordSpace) -> float:

@@ -1,4 +1,4 @@
-"""`PrivatizeText`: word-level metric privacy on any PCollection of texts."""
+"""`PrivatizeText`: word-level privacy, metric or local, on any PCollection of texts."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from beam_dp.accounting.shares import Share, require_basic
 from beam_dp.embeddings.broadcast import IndexRef, open_index, resolve_index
 from beam_dp.embeddings.index import EmbeddingIndex
 from beam_dp.errors import ArgumentError, GrantError, InputError, describe_kind, require_choice
+from beam_dp.guarantees import MetricGuarantee
 from beam_dp.io.lines import invalid_utf8
 from beam_dp.io.rejects import INVALID_UNICODE, METRICS_NAMESPACE, Reject, rejects_batch
 from beam_dp.io.rows import (
@@ -37,6 +38,7 @@ from beam_dp.io.rows import (
     with_column,
 )
 from beam_dp.mechanisms import WordMechanism
+from beam_dp.mechanisms.base import diameter_of
 from beam_dp.text.privatize import OovPolicy, TextOptions, TextPrivatizer
 from beam_dp.text.rows import text_of
 from beam_dp.text.tokenizer import as_string
@@ -81,7 +83,8 @@ class PrivatizeText(beam.PTransform):
         oov: ``drop`` or ``random``: what becomes of words outside the vocabulary.
         search: ``auto``, ``exact`` or ``annoy``: how the nearest word is found.
         input_kind: ``str``, ``dict``, ``row`` or ``record_batch``, where the PCollection does not declare its type.
-        share: the share of the metric model that holds what ``mechanism`` promises; needed where the ledger has some.
+        share: the share of the mechanism's model, metric or local, that holds what it promises (local: to a whole
+            document of ``max_words``); needed where the ledger has some.
         ledger: where the mechanism is recorded; needed on a plain `beam.Pipeline` (which must run once), else the
             pipeline's own.
 
@@ -117,8 +120,9 @@ class PrivatizeText(beam.PTransform):
         self._search = search
         self._index = index if isinstance(index, IndexRef) else resolve_index(index)
         opened = open_index(self._index, search)
-        self._diameter = opened.diameter
         self._guarantee = mechanism.guarantee(opened)
+        metric = isinstance(self._guarantee, MetricGuarantee)
+        self._diameter = diameter_of(mechanism, opened) if metric else None
         # A finite claim that was computed from tables holds for these tables alone.
         computed = self._guarantee.epsilon is not None and self._guarantee.basis == "computed"
         self._law = mechanism.bind(opened).law_digest() if computed else None

@@ -84,7 +84,7 @@ def test_wrong_arguments(tmp_path: Path, glove: Writer) -> None:
     source = str(glove(tmp_path / "v.txt", ["a", "b"], np.eye(2)))
     output = str(tmp_path / "index")
     for arguments, message in (
-        ({"metric": "poincare"}, "metric must be one of euclidean, not 'poincare'"),
+        ({"metric": "cosine"}, "metric must be one of euclidean, poincare, not 'cosine'"),
         ({"trees": 0}, "trees must be at least 1"),
         ({"max_words": 1}, "max_words must be at least 2"),
         ({"format": "xlsx"}, "format must be one of"),

@@ -20,7 +20,7 @@ def test_round_trip_gives_the_same_value_and_bytes(toy: BuildReport) -> None:
 
 def test_the_manifest_says_what_the_index_is(toy: BuildReport) -> None:
     fields = json.loads(toy.manifest.to_bytes())
-    assert fields["format_version"] == FORMAT_VERSION == 1
+    assert (fields["format_version"], FORMAT_VERSION) == (1, 2)
     assert (fields["size"], fields["dimension"], fields["metric"]) == (400, 6, "euclidean")
     assert (fields["source"], fields["licence"]) == ("made up", "CC0")
     for name, entry in fields["files"].items():
@@ -40,8 +40,8 @@ def change(data: bytes, **fields: object) -> bytes:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format_version": 2}, r"has format_version 2, this version of beam_dp reads up to 1: upgrade"),
-        ({"format_version": 2, "size": None, "files": None}, "has format_version 2"),
+        ({"format_version": 3}, r"has format_version 3, this version of beam_dp reads up to 2: upgrade"),
+        ({"format_version": 3, "size": None, "files": None}, "has format_version 3"),
         ({"format_version": None}, "has no format_version"),
         ({"format_version": True}, "has no format_version"),
         ({"format_version": 0}, "has no format_version"),
@@ -49,7 +49,7 @@ def change(data: bytes, **fields: object) -> bytes:
         ({"size": 1}, r"is incomplete \(size\)"),
         ({"dimension": 0}, r"is incomplete \(dimension\)"),
         ({"files": {}}, r"is incomplete \('words\.arrow'\)"),
-        ({"search": {}}, r"is incomplete \('annoy'\)"),
+        ({"search": {}}, r"is incomplete \(annoy\)"),
         ({"distances": {"diameter": 1}}, r"is incomplete \('min_neighbour'\)"),
         ({"metric": "cosine"}, "has the metric 'cosine', known are euclidean"),
     ],

@@ -12,7 +12,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from beam_dp.accounting.report.curve import Curve, Part
@@ -75,7 +75,7 @@ def curve_picture(curve: Curve, *, epsilon: float, delta: float, name: str, abou
             axes.axhline(epsilon, color="#000000", linestyle=(0, (4, 2)), linewidth=1.2)
             figure.text(_LEFT / _WIDTH, 0.92, f"- - {said}")
 
-    return _drawn(draw, height=2.9, name=name, about=about)
+    return svg_picture(draw, height=2.9, name=name, about=about)
 
 
 def parts_picture(parts: Sequence[Part], *, name: str, about: str) -> ElementTree.Element:
@@ -119,7 +119,7 @@ def parts_picture(parts: Sequence[Part], *, name: str, about: str) -> ElementTre
                     )
                 start += piece
 
-    return _drawn(draw, height=height, name=name, about=about)
+    return svg_picture(draw, height=height, name=name, about=about)
 
 
 def _largest(parts: Sequence[Part]) -> Sequence[Part]:
@@ -153,24 +153,57 @@ def _box(height: float, *, bottom: float, top: float, left: float = _LEFT) -> tu
     return left / _WIDTH, bottom / height, (_RIGHT - left) / _WIDTH, (top - bottom) / height
 
 
-def _drawn(draw: Callable[[Figure], None], *, height: float, name: str, about: str) -> ElementTree.Element:
-    """The SVG of what ``draw`` puts onto a figure."""
+def svg_picture(draw: Callable[[Figure], None], *, height: float, name: str, about: str) -> ElementTree.Element:
+    """What ``draw`` puts onto a figure of this height in inches and the width of all pictures, as SVG for HTML.
+
+    Args:
+        draw: called once.
+        height: in inches.
+        name: in lower-case letters and digits, another for each picture of a page.
+        about: what is drawn, in words, for those who hear the page.
+
+    Raises:
+        ArgumentError: matplotlib is not installed.
+    """
+    svg = _saved(draw, height, format="svg", metadata=_NO_METADATA, transparent=True)
+    return _inlined(svg.decode(), name, about)
+
+
+def png_picture(draw: Callable[[Figure], None], *, height: float) -> bytes:
+    """The same as `svg_picture`, as a PNG file on white, three times as large as a screen shows it at 72 dots an inch.
+
+    Raises:
+        ArgumentError: matplotlib is not installed.
+    """
+    return _saved(draw, height, format="png", dpi=216, metadata={"Software": None}, facecolor="white")
+
+
+def require_matplotlib() -> None:
+    """Raises ArgumentError where matplotlib is not installed; before work that ends in a picture."""
     try:
-        from matplotlib import style  # noqa: PLC0415  (half a second that nothing else of the package needs)
-        from matplotlib.figure import Figure  # noqa: PLC0415
+        import matplotlib.figure  # noqa: F401, PLC0415  (half a second that nothing else of the package needs)
     except ImportError:
         raise ArgumentError(
-            "format html draws with matplotlib, which is not installed: pip install 'beam_dp[report]', or take text"
+            "pictures are drawn with matplotlib, which is not installed: pip install 'beam_dp[report]', or, of a "
+            "ledger, take the format text"
         ) from None
-    out = io.StringIO()
+
+
+def _saved(draw: Callable[[Figure], None], height: float, **options: Any) -> bytes:
+    """What ``draw`` puts onto a figure, saved with ``options`` of matplotlib."""
+    require_matplotlib()
+    from matplotlib import style  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    out = io.BytesIO()
     # The defaults of matplotlib, whatever its user's are.
     with style.context(["default", _STYLE]), warnings.catch_warnings():
         # The browser has glyphs that matplotlib's own font lacks.
         warnings.simplefilter("ignore")
         figure = Figure(figsize=(_WIDTH, height))
         draw(figure)
-        figure.savefig(out, format="svg", metadata=_NO_METADATA, transparent=True)
-    return _inlined(out.getvalue(), name, about)
+        figure.savefig(out, **options)
+    return out.getvalue()
 
 
 def _inlined(svg: str, name: str, about: str) -> ElementTree.Element:

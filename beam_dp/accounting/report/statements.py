@@ -11,7 +11,15 @@ from typing import Any
 
 from beam_dp.accounting.composition import NOT_PRIVATE
 from beam_dp.accounting.entries import Entry
-from beam_dp.accounting.report.wording import central_promise, chance, exact, local_promise, word_promise
+from beam_dp.accounting.report.wording import (
+    central_promise,
+    chance,
+    exact,
+    local_promise,
+    plus,
+    times_as_likely,
+    word_promise,
+)
 from beam_dp.accounting.rounding import float_up, round_up
 from beam_dp.guarantees import CentralGuarantee, Guarantee, LocalGuarantee, MetricGuarantee
 
@@ -23,6 +31,12 @@ def is_open(entry: Entry) -> bool:
     return str(entry.guarantee.reason).startswith(NOT_PRIVATE)
 
 
+def _is_text(entry: Entry) -> bool:
+    """Whether words of texts are drawn; in the local model the policy for unknown words tells."""
+    local = isinstance(entry.guarantee, LocalGuarantee)
+    return isinstance(entry.guarantee, MetricGuarantee) or (local and "oov" in entry.parameters)
+
+
 def unit_of(entry: Entry) -> str:
     """Who or what is protected, by its name."""
     guarantee = entry.guarantee
@@ -31,7 +45,7 @@ def unit_of(entry: Entry) -> str:
 
 def released(entry: Entry) -> str:
     """What gets out."""
-    if isinstance(entry.guarantee, MetricGuarantee):
+    if _is_text(entry):
         return f"Texts whose words are each replaced by a draw of {entry.mechanism}."
     if isinstance(entry.guarantee, LocalGuarantee):
         return f"Responses of {entry.mechanism} in place of answers."
@@ -47,6 +61,10 @@ def protected(entry: Entry) -> str:
             "adds up."
         )
     if isinstance(guarantee, LocalGuarantee):
+        if _is_text(entry):
+            return (
+                "The words of one document. Not a person: what several documents of one person tell together adds up."
+            )
         return f"One {guarantee.privacy_unit}: which answer was given."
     return f"One {unit_of(entry)}, with all rows: whether they are in the data or not."
 
@@ -59,6 +77,11 @@ def promised(entry: Entry) -> Iterator[str]:
         return
     if isinstance(guarantee, MetricGuarantee):
         yield word_promise(guarantee.metric, guarantee.epsilon, guarantee.delta, entry.diameter)
+    elif isinstance(guarantee, LocalGuarantee) and _is_text(entry):
+        yield (
+            "If a word is replaced by any other one of the vocabulary: no set of outputs becomes "
+            f"{times_as_likely(guarantee.epsilon)}{plus(guarantee.delta)}."
+        )
     elif isinstance(guarantee, LocalGuarantee):
         yield local_promise(unit, guarantee.epsilon, guarantee.delta)
     else:
@@ -70,17 +93,19 @@ def promised(entry: Entry) -> Iterator[str]:
         )
     if entry.composition_delta:
         yield f"In totals each application takes a further delta of {chance(entry.composition_delta)} for composition."
-    metric = isinstance(guarantee, MetricGuarantee)
+    text = _is_text(entry)
     if count is None:
-        whose = "words of one document are drawn" if metric else f"meet one {unit}"
+        whose = "words of one document are drawn" if text else f"meet one {unit}"
         yield f"That is for one application. How many {whose} was not declared, so nothing is stated for all of them."
     elif count > 1:
         met = (
-            f"Up to {count:,d} words of one document are drawn"
-            if metric
-            else f"One {unit} is met up to {count:,d} times"
+            f"Up to {count:,d} words of one document are drawn" if text else f"One {unit} is met up to {count:,d} times"
         )
-        of = ", per unit of the largest distance over its positions" if metric else ", by adding up"
+        of = (
+            ", per unit of the largest distance over its positions"
+            if isinstance(guarantee, MetricGuarantee)
+            else ", by adding up"
+        )
         yield f"{met}: together {_together(guarantee, count)}{of}."
 
 
@@ -126,7 +151,7 @@ def assumed(entry: Entry) -> Iterator[str]:
         if count is not None and not enforced and (count > 1 or windows is not None):
             yield f"One {unit} is met at most {_so_often(count)}: on fixed windows, what max_windows declares."
         yield f"One {unit} is one person: who is several of them is protected as several."
-    elif isinstance(entry.guarantee, LocalGuarantee):
+    elif not _is_text(entry):
         if count is not None:
             yield f"One {unit} gives at most {count:,d} {'response' if count == 1 else 'responses'}."
     elif count is not None and entry.parameters.get("max_words") != count:
@@ -142,7 +167,7 @@ def unprotected(entry: Entry) -> Iterator[str]:
     if isinstance(entry.guarantee, CentralGuarantee):
         yield "All settings of the step, and the keys of partitions where they are a public list."
         return
-    if isinstance(entry.guarantee, LocalGuarantee):
+    if not _is_text(entry):
         yield "How many responses there are, their order, timestamps and windows."
         yield _kept(entry)
         return

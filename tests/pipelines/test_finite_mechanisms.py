@@ -1,0 +1,101 @@
+"""Exponential mechanisms, density prior and kNN truncation through every door: the flags, Beam YAML, the ledger."""
+
+import json
+import sys
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.util import assert_that
+
+from beam_dp import DensityPrior, Exponential, KnnTruncated, Ledger, PrivatizeText, TruncatedExponential
+from beam_dp.errors import ArgumentError
+from pipelines import transforms
+from pipelines.options import parse_options
+from pipelines.privatize_text import PrivatizeTextOptions, mechanism_from
+
+sys.path.insert(0, str(Path(__file__).parent))
+from commands import refusal, run_module
+
+MECHANISMS = [
+    (["--mechanism=exponential", "--epsilon=3"], Exponential(3.0)),
+    (["--mechanism=truncated_exponential", "--epsilon=3"], TruncatedExponential(3.0)),
+    (["--mechanism=truncated_exponential", "--epsilon=3", "--gamma=1.5"], TruncatedExponential(3.0, 1.5)),
+    (["--mechanism=density_prior", "--epsilon=3"], DensityPrior(3.0)),
+    (["--mechanism=density_prior", "--epsilon=3", "--bandwidth=0.7"], DensityPrior(3.0, 0.7)),
+    (["--mechanism=knn_truncated", "--epsilon=3"], KnnTruncated(3.0, 40)),
+    (["--mechanism=knn_truncated", "--epsilon=3", "--neighbours=9"], KnnTruncated(3.0, 9)),
+]
+
+
+def written(flags):
+    return " ".join(flags).replace("--", "")
+
+
+def mechanism_of(flags):
+    return mechanism_from(parse_options(["--input=a", "--output=b", *flags], PrivatizeTextOptions))
+
+
+@pytest.mark.parametrize(("flags", "mechanism"), MECHANISMS, ids=[written(flags) for flags, _ in MECHANISMS])
+def test_flags_and_yaml_parameters_make_the_mechanism(flags, mechanism):
+    assert mechanism_of(flags) == mechanism
+    given = dict(flag.removeprefix("--").split("=") for flag in flags)
+    name = given.pop("mechanism")
+    numbers = {key: int(value) if key == "neighbours" else float(value) for key, value in given.items()}
+    assert transforms.PrivatizeText(mechanism=name, **numbers)._mechanism == mechanism
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mechanism=exponential"], "--epsilon is required"),
+        (["--mechanism=exponential", "--epsilon=3", "--gamma=1"], "--gamma is not a parameter of exponential"),
+        (["--mechanism=truncated_exponential", "--epsilon=3", "--gamma=-1"], "gamma must be a finite number above 0"),
+        (["--mechanism=density_prior", "--epsilon=3", "--bandwidth=0"], "bandwidth must be a finite number above 0"),
+        (["--mechanism=density_prior", "--epsilon=3", "--neighbours=5"], "--neighbours is not a parameter of density"),
+        (["--mechanism=knn_truncated", "--epsilon=3", "--neighbours=1"], "neighbours must be at least 2"),
+    ],
+    ids=["no epsilon", "gamma of another", "gamma", "bandwidth", "neighbours of another", "neighbours"],
+)
+def test_parameters_that_cannot_be_right_are_refused(flags, message):
+    with pytest.raises(ArgumentError, match=message):
+        mechanism_of(flags)
+
+
+@pytest.mark.parametrize(
+    "mechanism",
+    [Exponential(1e6), TruncatedExponential(1e6, gamma=50.0), DensityPrior(1e6, 2.0), KnnTruncated(1e6, 5)],
+    ids=repr,
+)
+def test_a_pipeline_draws_each_word_and_a_large_epsilon_keeps_it(mechanism):
+    ledger = Ledger()
+    with ledger.pipeline(PipelineOptions(["--runner=FnApiRunner"])) as pipeline:
+        texts = pipeline | beam.Create(["the weather in paris", ""]) | PrivatizeText(mechanism)
+
+        def check(rows):
+            assert sorted(rows) == ["", "the weather in paris"]
+
+        assert_that(texts, check)
+    (entry,) = json.loads(ledger.to_json())["entries"]
+    if isinstance(mechanism, KnnTruncated):
+        assert (entry["epsilon"], entry["basis"]) == (None, "none")
+        assert "nothing in common" in entry["reason"]
+    else:
+        assert (entry["metric"], entry["epsilon"], entry["delta"]) == ("euclidean", 1e6, 0)
+        assert entry["basis"] == "proved"
+
+
+def test_command_line_publishes_other_words_and_the_claim(tmp_path):
+    (tmp_path / "in.txt").write_text("the weather in paris\n" * 50)
+    common = (f"--input={tmp_path}/in.txt", "--mechanism=truncated_exponential", "--epsilon=2")
+    done = run_module("pipelines.privatize_text", *common, f"--output={tmp_path}/out", "--gamma=4")
+    assert done.returncode == 0, done.stderr
+    texts = (tmp_path / "out-00000-of-00001.txt").read_text().splitlines()
+    assert len(texts) == 50 and all(len(text.split()) == 4 for text in texts)
+    assert len({word for text in texts for word in text.split()}) > 100
+    (entry,) = json.loads((tmp_path / "out.manifest.json").read_text())["ledger"]["entries"]
+    assert entry["mechanism"] == "TruncatedExponential(epsilon=2.0, gamma=4.0)"
+    assert entry["guarantee"] == "metric epsilon 2 (proved) per word and unit of euclidean distance"
+    bad = run_module("pipelines.privatize_text", *common, f"--output={tmp_path}/no", "--gamma=0")
+    assert "gamma must be a finite number above 0, not zero" in refusal(bad)
