@@ -2,9 +2,10 @@
 
     python -m benchmarks.sizes [--words=1000000,10000000,100000000] [--mechanism=truncated_gumbel] [--json[=FILE]]
 
-Each size is the command line `pipelines.privatize_text`, parquet to parquet on one pinned core with one BLAS thread, in
-a process of its own. The same job on one word is its start-up, which is subtracted and shown apart. Sizes take turns,
-and the median counts.
+Each size is the job `pipelines.privatize_text`, parquet to parquet in this process, on one pinned core with one BLAS
+thread. The same job on one word is its start-up, which is subtracted. Sizes take turns, small ones more often, and the
+median counts. Then each runs once more as a command line, for its peak memory; that on one word is the start-up of a
+fresh process.
 
 The lines on paper assume that a word costs there what it costs in the largest job measured here, that each process pays
 one start-up, one process a virtual processor with 4 GB, and Dataflow's list prices of batch workers in us-central1 as
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from beam_dp.errors import ArgumentError, BeamDpError
 from benchmarks.measure import (
     Report,
     alternate,
+    cpu_seconds,
     declare_cores,
     load_indexes,
     load_texts,
@@ -42,7 +45,7 @@ from benchmarks.measure import (
     table,
     write_workload,
 )
-from benchmarks.words import gumbel_for, job_flags
+from benchmarks.words import gumbel_for, job_flags, run_job
 from pipelines.main import run_main
 from pipelines.options import parse_flags
 
@@ -53,6 +56,7 @@ MEMORY_GB = 4
 
 _ROOT = Path(__file__).parents[1]
 _WORDS_A_FILE = 4_000_000
+_MOST_ROUNDS = 15
 _HOUR = 3600
 
 
@@ -64,7 +68,7 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("--epsilon", type=float, default=10.0, help="of multivariate Laplace (default: 10)")
     parser.add_argument("--gumbel_epsilon", type=float, default=40.0, help="of truncated Gumbel (default: 40)")
     parser.add_argument("--index", action="append", default=[], metavar="DIR", help="measure on this index")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each figure is taken (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often the largest job runs (default: 3)")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON to stdout, or to FILE beside tables")
     parser.add_argument("--verbose", action="store_true", help="show warnings, and the traceback of an error")
     declare_cores(parser, "the last")
@@ -117,21 +121,23 @@ def measured(
         # Two files at least, so that the benchmark does not hold the ids of all words.
         files = max(2, -(-words // _WORDS_A_FILE))
         loads.append(write_workload(folder / str(words), index, words, files).path)
-    peaks = [0] * len(loads)
+    lines = [
+        [flag.replace("=IN", f"={load}").replace("=OUT", f"={folder / 'out'}") for flag in flags] for load in loads
+    ]
+    turns = [lambda _, line=line: run_job(line) for line in lines]
+    run_job(lines[1])  # what the first job of a process pays for all
+    # Jobs on this machine differ by a tenth of a second, whatever their size.
+    rounds = [min(_MOST_ROUNDS, max(1, sizes[-1] // words)) * asked.rounds for words in (1, *sizes)]
+    least, *whole = np.nanmedian(alternate(turns, rounds, warm_up=False), axis=1).tolist()
+    peaks: list[int] = []
 
-    def job(number_of: int) -> None:
-        line = [flag.replace("=IN", f"={loads[number_of]}").replace("=OUT", f"={folder / 'out'}") for flag in flags]
-        command = [sys.executable, "-m", "pipelines.privatize_text", *line, "--engine=local"]
-        with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.DEVNULL) as process:
-            peaks[number_of] = max(peaks[number_of], peak_resident_memory(process))
-        if process.returncode != 0:
-            raise BeamDpError(f"the job ended with status {process.returncode}")
+    def fresh(line: list[str]) -> None:
+        peaks.append(peak_of(line))
 
-    turns = [lambda _, which=which: job(which) for which in range(len(loads))]
-    start_up, *whole = np.median(alternate(turns, asked.rounds, warm_up=False), axis=1).tolist()
+    start_up, *_ = [cpu_seconds(partial(fresh, line)) for line in lines]
     rows: list[dict[str, Any]] = []
-    for words, seconds, peak in zip(sizes, whole, peaks[1:], strict=True):
-        net = seconds - start_up
+    for words, seconds, peak, count in zip(sizes, whole, peaks[1:], rounds[1:], strict=True):
+        net = seconds - least
         rate = words / net if net > 0 else None
         first = rows[0]["words_per_cpu_second"] if rows else rate
         rows.append(
@@ -143,10 +149,24 @@ def measured(
                 "words_per_cpu_second": rate,
                 "of_the_first": None if rate is None or first is None else rate / first,
                 "peak_resident_megabytes": peak / 1e6,
-                "rounds": asked.rounds,
+                "rounds": count,
             }
         )
     return rows
+
+
+def peak_of(line: list[str]) -> int:
+    """Peak resident memory, in bytes, of the command line with these flags.
+
+    Raises:
+        BeamDpError: it fails.
+    """
+    command = [sys.executable, "-m", "pipelines.privatize_text", *line, "--engine=local"]
+    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.DEVNULL) as process:
+        peak = peak_resident_memory(process)
+    if process.returncode != 0:
+        raise BeamDpError(f"the job ended with status {process.returncode}")
+    return peak
 
 
 def on_paper(words: int, rate: float | None, start_up: float) -> dict[str, Any]:

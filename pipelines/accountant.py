@@ -131,12 +131,18 @@ def _declare_create(parser: ArgumentParser) -> None:
         metavar="UNIT",
         help="central and local: the column that says whose a row is, as pipelines name it (default: user); metric: "
         f"{WORD}, with an epsilon per unit of distance on one index, or {DOCUMENT}, with the unitless worst case of a "
-        f"document over all indexes (default: {WORD} where --index is given)",
+        f"document over all indexes (default: {WORD} where --index or --metric is given)",
     )
     parser.add_argument(
         "--index",
         metavar="DIR_OR_URI",
         help=f"metric, unit {WORD}: the index whose distance epsilon counts (default: the one inside the package)",
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help=f"metric, unit {WORD}: the distance on that index, as the ledger of a --dry_run names it, e.g. "
+        "'mahalanobis(lambda=0.2)' (default: that of the index)",
     )
     parser.add_argument(
         "--renew_days",
@@ -212,19 +218,20 @@ def limit_from(flags: Namespace) -> Limit:
         raise ArgumentError("--epsilon is required: write --epsilon=VALUE")
     unit = flags.privacy_unit
     if unit is None:
-        unit = WORD if flags.index is not None else _UNIT_OF_MODEL[flags.model]
+        unit = WORD if flags.index is not None or flags.metric is not None else _UNIT_OF_MODEL[flags.model]
     if unit is None:
         raise ArgumentError(f"--privacy_unit is required with --model=metric: write {WORD} or {DOCUMENT}")
     of_words = (flags.model, unit) == ("metric", WORD)
-    if flags.index is not None and not of_words:
-        raise ArgumentError(f"--index goes with --model=metric --privacy_unit={WORD} only: leave it out")
+    for flag in ("index", "metric"):
+        if getattr(flags, flag) is not None and not of_words:
+            raise ArgumentError(f"--{flag} goes with --model=metric --privacy_unit={WORD} only: leave it out")
     index = resolve_index(flags.index) if of_words else None
     return Limit(
         model=flags.model,
         privacy_unit=unit,
         epsilon=flags.epsilon,
         delta=flags.delta,
-        metric=None if index is None else read_manifest(index).metric,
+        metric=None if index is None else flags.metric or read_manifest(index).metric,
         index_digest=None if index is None else index.digest,
         renew_days=flags.renew_days,
     )

@@ -153,7 +153,9 @@ def truncated_gamma(n: int, shape: int, bound: float, rng: np.random.Generator) 
     exp(-y) >= 1 - y: such draws are kept with probability exp(-bound*(exp(-y) - 1 + y)), at least 0.6 on average.
     """
     if not _is_far_below(shape, bound):
-        return special.gammaincinv(shape, rng.random(n) * special.gammainc(shape, bound))
+        # From (0, 1]: a radius of 0, no noise at all, would give the word away.
+        uniform = 1 - rng.random(n)
+        return special.gammaincinv(shape, uniform * special.gammainc(shape, bound))
     log_ratio = np.empty(n)
     waiting = np.arange(n)
     while len(waiting):

@@ -22,12 +22,13 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
 def test_each_size_and_the_lines_on_paper(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
     done = run(
-        "--words=2000,60000", "--mechanism=multivariate_laplace", "--rounds=1", f"--json={target}"
+        "--words=20000,60000", "--mechanism=multivariate_laplace", "--rounds=1", f"--json={target}"
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads(target.read_text())["rows"]
     sizes, paper = rows[:2], rows[2:]
-    assert [row["words"] for row in sizes] == [2000, 60_000]
+    assert [row["words"] for row in sizes] == [20_000, 60_000]
+    assert [row["rounds"] for row in sizes] == [3, 1]
     assert sizes[1]["cpu_seconds"] > 0
     assert sizes[1]["words_per_cpu_second"] == pytest.approx(60_000 / sizes[1]["cpu_seconds"])
     assert all(50 < row["peak_resident_megabytes"] < 10_000 for row in sizes)

@@ -34,7 +34,7 @@ def radius_cdf(dimension, epsilon, bound):
     grid = np.linspace(0, 1, 200_001)[1:] * bound
     logs = (dimension - 1) * np.log(grid) - epsilon * grid
     density = np.exp(logs - logs.max())
-    mass = integrate.cumulative_simpson(density, x=grid, initial=0)
+    mass = integrate.cumulative_trapezoid(density, x=grid, initial=0)
     return lambda r: np.interp(r, grid, mass / mass[-1])
 
 

@@ -120,10 +120,12 @@ def test_metric_limits_of_words_are_of_one_index_and_those_of_documents_of_none(
     ask("create", "texts", "--model=metric", "--privacy_unit=word", "--epsilon=20")
     ask("create", "texts", "--model=metric", "--privacy_unit=document", "--epsilon=9000")
     ask("create", "others", "--model=metric", f"--index={index.uri}", "--epsilon=20")
+    ask("create", "others", "--model=metric", "--metric=mahalanobis(lambda=0.2)", "--epsilon=9")
     limits = [limit for dataset in ask.json("show")["datasets"] for limit in dataset["limits"]]
     found = [(limit["privacy_unit"], limit["metric"], limit["index_digest"]) for limit in limits]
     of_word = ("word", "euclidean", index.digest)
-    assert found == [of_word, of_word, ("document", None, None)]
+    own = ("word", "mahalanobis(lambda=0.2)", index.digest)
+    assert found == [of_word, own, of_word, ("document", None, None)]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,7 @@ def test_metric_limits_of_words_are_of_one_index_and_those_of_documents_of_none(
         (["--epsilon=1", "--renew_days=0"], "renew_days must be at least 1"),
         (["--epsilon=1", "--model=metric"], "--privacy_unit is required with --model=metric: write word or document"),
         (["--epsilon=1", "--model=metric", "--privacy_unit=user"], "privacy_unit must be one of word, document"),
+        (["--epsilon=1", "--metric=x"], "--metric goes with --model=metric --privacy_unit=word only"),
         (["--epsilon=1", "--index=x"], "--index goes with --model=metric --privacy_unit=word only"),
         (["--epsilon=1", "--model=metric", "--index=no/such"], "no index at"),
         (["--epsilon=1", "--model=global"], "--model: invalid choice"),
