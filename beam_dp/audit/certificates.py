@@ -199,7 +199,13 @@ class CertificatePlan:
         return law
 
     def certificate(self, space: WordSpace, law: PairLaw, worst: Worst) -> Certificate:
-        """What ``worst``, found over all words, says about the mechanism."""
+        """What ``worst``, found over all words, says about the mechanism.
+
+        Raises:
+            ArgumentError: no two words are within the radius, so that there is nothing to say.
+        """
+        if worst.pairs == 0:
+            raise ArgumentError(f"radius {self.radius:g} is too small: no two words are so close")
         claim = self.claim
         pure = worst.epsilon if math.isfinite(worst.epsilon) else None
         # A claim without delta is held against the smallest epsilon without delta, if there is one.

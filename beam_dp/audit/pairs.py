@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from beam_dp.mechanisms.base import Doubles, WordIds, WordSpace
-from beam_dp.mechanisms.laws import SparseLaw
+from beam_dp.mechanisms.laws import SparseLaw, factor_below
 from beam_dp.mechanisms.row_laws import Weights
 
 Method = Literal["closed form", "sparse tables", "dense rows"]
@@ -32,7 +32,6 @@ Pair = tuple[int, int]
 _UNIT = 2.0**-53
 # Sums of positive parts of at most 1e5 terms, added pairwise, are exact to less than this.
 _SUM_ROUNDING = 1e-12
-_LARGEST_EXPONENT = 700.0
 _BLOCK_CELLS = 1 << 21
 _DENSE_FIRST = 32
 _DENSE_CELLS = 1 << 18
@@ -245,7 +244,7 @@ class DensePairs:
         if self._epsilon is not None:
             # Elsewhere no output exceeds its bound, and the sum is 0.
             over = np.flatnonzero(per_distance > self._epsilon)
-            factors = np.exp(np.minimum(self._epsilon * distances[over] * down, _LARGEST_EXPONENT))
+            factors = factor_below(self._epsilon * distances[over] * down)
             excess = law - factors[:, None] * others[over]
             deltas[over] = np.minimum(np.maximum(excess, 0.0).sum(axis=1) * (1 + _SUM_ROUNDING), 1.0)
         most = int(np.argmax(deltas))
@@ -319,7 +318,7 @@ class SparsePairs:
         place += self._starts[outputs][entry]
         pair = rows[entry] * size + self._sources[place]
         mine = mass[entry]
-        bound = np.exp(np.minimum(exponents[pair], _LARGEST_EXPONENT)) * self._source_mass[place]
+        bound = factor_below(exponents)[pair] * self._source_mass[place]
         gain = np.bincount(pair, np.maximum(mine - bound, 0.0), cells).reshape(-1, size)
         shared = np.bincount(pair, mine, cells).reshape(-1, size)
         common = np.bincount(pair, minlength=cells).reshape(-1, size)

@@ -111,6 +111,8 @@ def require_fraction(name: str, value: object, most: float = 1.0) -> float:
 class WordMechanism(Protocol):
     """A randomised map W -> W: a small frozen dataclass, validated by its constructor.
 
+    One whose guarantee is in another metric than that of the space is an `OwnDiameter`, too.
+
     Attributes:
         name: the name in ledgers and on command lines.
     """
@@ -134,12 +136,23 @@ class WordMechanism(Protocol):
 
 @runtime_checkable
 class OwnDiameter(Protocol):
-    """A mechanism whose guarantee is in a metric of its own, not in that of the index."""
+    """A mechanism whose guarantee is in a metric of its own, not in that of the index: it must have this too."""
 
     def diameter(self, space: WordSpace) -> float:
         """An upper bound of the distance of any two words of ``space``, in the metric that `guarantee` names."""
 
 
-def diameter_of(mechanism: WordMechanism, space: WordSpace) -> float:
-    """An upper bound of the distance of any two words, in the metric of the guarantee of ``mechanism``."""
-    return mechanism.diameter(space) if isinstance(mechanism, OwnDiameter) else space.diameter
+def diameter_of(mechanism: WordMechanism, space: WordSpace, metric: str) -> float:
+    """An upper bound of the distance of any two words in ``metric``, that of the guarantee of ``mechanism``.
+
+    Raises:
+        ArgumentError: it is not the metric of ``space``, and the mechanism has no ``diameter`` of its own.
+    """
+    if isinstance(mechanism, OwnDiameter):
+        return mechanism.diameter(space)
+    if metric != space.metric:
+        raise ArgumentError(
+            f"mechanism promises something in the metric {metric}, which is not that of the index: it needs a method "
+            "diameter(space), as OwnDiameter says"
+        )
+    return space.diameter

@@ -54,7 +54,12 @@ class DensityPrior:
             object.__setattr__(self, "bandwidth", require_positive("bandwidth", self.bandwidth))
 
     def guarantee(self, space: WordSpace) -> MetricGuarantee:
-        """(ε, 0) in the metric of ``space``, whatever that is, by the proof above."""
+        """(ε, 0) in the metric of ``space``, whatever that is, by the proof above.
+
+        Raises:
+            ArgumentError: as `bind`.
+        """
+        self._bandwidth(space)
         return proved(self.epsilon, space)
 
     def bind(self, space: WordSpace) -> BoundRows:
@@ -63,17 +68,21 @@ class DensityPrior:
         Raises:
             ArgumentError: no bandwidth was given, and most words have the same vector as another.
         """
-        bandwidth = self.bandwidth
-        if bandwidth is None:
-            bandwidth = float(np.median(space.neighbours(2)[1][:, -1]))
-            if bandwidth == 0:
-                raise ArgumentError("bandwidth must be given: most words of this index share their vector with another")
+        bandwidth = self._bandwidth(space)
 
         def compute() -> Arrays:
             return {"log_density": log_density(space, bandwidth)}
 
         name = f"{self.name}-v{_TABLE_VERSION}-{bandwidth.hex().replace('+', '')}"
         return bind_rows(space, Weights(self.epsilon / 2, log_base=space.derived(name, compute)["log_density"]))
+
+    def _bandwidth(self, space: WordSpace) -> float:
+        if self.bandwidth is not None:
+            return self.bandwidth
+        bandwidth = float(np.median(space.neighbours(2)[1][:, -1]))
+        if bandwidth == 0:
+            raise ArgumentError("bandwidth must be given: most words of this index share their vector with another")
+        return bandwidth
 
 
 def log_density(space: WordSpace, bandwidth: float) -> Doubles:

@@ -25,6 +25,7 @@ from beam_dp.mechanisms.multivariate_laplace import (
 
 # Above, float32 scores of the noisy vectors could overflow.
 _LARGEST_NOISE = 1e15
+_LARGEST_EPSILON = 1e12
 # A larger delta promises nothing that a reader of an (epsilon, delta) would expect.
 _LARGEST_DELTA = 0.01
 _DEFAULT_DELTA = 1e-6
@@ -61,7 +62,7 @@ class DistanceTruncatedLaplace:
     Diethe, WSDM 2020, algorithm 1; the δ is ours.
 
     Attributes:
-        epsilon: ε, in units of 1/distance, finite and at least 1e-12.
+        epsilon: ε, in units of 1/distance, 1e-12 to 1e12.
         max_noise: R, a distance, above 0 and at most 1e15; None for the default bound.
     """
 
@@ -71,6 +72,8 @@ class DistanceTruncatedLaplace:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "epsilon", require_noise_epsilon(self.epsilon))
+        if self.epsilon > _LARGEST_EPSILON:
+            raise ArgumentError(f"epsilon must be at most {_LARGEST_EPSILON:g}, not {self.epsilon:g}")
         if self.max_noise is not None:
             bound = require_positive("max_noise", self.max_noise)
             if bound > _LARGEST_NOISE:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from beam_dp.mechanisms.base import Floats, WordIds
+from beam_dp.mechanisms.base import Doubles, Floats, WordIds
 
 # All ordered pairs of this many words with 40 candidates each take about ten seconds.
 MAX_WORDS_FOR_ALL_PAIRS = 2_000
@@ -46,7 +46,8 @@ def metric_delta(law: SparseLaw, vectors: Floats, epsilon: float) -> float:
 
     ``max over w, w' of sum over y of max(0, P[M(w)=y] - exp(epsilon * |v(w) - v(w')|) * P[M(w')=y])``, over all ordered
     pairs: O(V^2 (K + d)) for V words with K outputs each. Only outputs of w count, since the sum takes
-    positive parts. Distances are rounded down and the result up by 1e-12, more than float64 rounding can move them.
+    positive parts. Distances are rounded down and the result up by 1e-12, and what is subtracted is rounded down, since
+    the difference may be as small as its rounding: all by more than float64 can move them.
     """
     size = len(law.ids)
     dense = np.zeros((size, size))
@@ -55,7 +56,13 @@ def metric_delta(law: SparseLaw, vectors: Floats, epsilon: float) -> float:
     worst = 0.0
     for word in range(size):
         distance = np.sqrt(np.square(points - points[word]).sum(axis=1)) * (1 - 1e-12)
-        bound = np.exp(np.minimum(epsilon * distance, 700.0))[:, None] * dense[:, law.ids[word]]
+        bound = factor_below(epsilon * distance)[:, None] * dense[:, law.ids[word]]
         gain = np.maximum(law.probabilities[word] - bound, 0.0).sum(axis=1)
         worst = max(worst, float(gain.max()))
     return min(worst * (1 + 1e-12), 1.0)
+
+
+def factor_below(exponents: Doubles) -> Doubles:
+    """exp of ``exponents``, at least 0, up to exp(700), and so little less that its products with float64 are, too."""
+    factors = np.exp(np.minimum(exponents, 700.0))
+    return np.where(exponents > 0, factors * (1 - 1e-15), 1.0)

@@ -62,16 +62,19 @@ class Mahalanobis:
     def __post_init__(self) -> None:
         object.__setattr__(self, "epsilon", require_noise_epsilon(self.epsilon))
         weight = require_fraction("covariance_weight", self.covariance_weight, most=_LARGEST_WEIGHT)
-        object.__setattr__(self, "covariance_weight", weight)
+        object.__setattr__(self, "covariance_weight", weight + 0.0)  # -0.0 is 0
 
     def guarantee(self, space: WordSpace) -> MetricGuarantee:
         """(ε, 0) in the metric ``mahalanobis(lambda=λ)`` of ``space``, whose own must be Euclidean, by the proof above.
+
+        At λ = 0 the metric is the Euclidean one, and named so: limits of a budget on it bind this mechanism, too.
 
         Raises:
             ArgumentError: another metric, or all vectors are equal.
         """
         regularised_matrix(space, self.covariance_weight)
-        metric = f"mahalanobis(lambda={repr(self.covariance_weight).removesuffix('.0')})"
+        weight = self.covariance_weight
+        metric = f"mahalanobis(lambda={weight!r})" if weight else space.metric
         return MetricGuarantee(epsilon=self.epsilon, basis="proved", metric=metric, index_digest=space.digest)
 
     def diameter(self, space: WordSpace) -> float:

@@ -89,8 +89,9 @@ class MultivariateLaplace:
     post-processing. So the claim holds for *any* projection, approximate search included (which costs utility
     only), and needs no factor one half, since nothing is normalised per word.
 
-    The proof is in real numbers. The sum is rounded to float32; the noisy vector itself never leaves the
-    worker, only the nearest word does.
+    The proof is in real numbers. The sum is rounded to float32, which costs a δ of about 1e-8 where words lie closer
+    together than float32 can tell at the length of a noisy vector (a ten-millionth of it). The noisy vector itself
+    never leaves the worker, only the nearest word does.
 
     Source: Feyisetan, Balle, Drake, Diethe, "Privacy- and Utility-Preserving Textual Analysis via Calibrated
     Multivariate Perturbations", WSDM 2020, algorithm 1.

@@ -58,6 +58,7 @@ _BLOCK_DRAWS = 1 << 14
 # exp(-700) is still a normal float64 number.
 _LARGEST_EXPONENT = 700.0
 _WORD_BITS = 64
+_LARGEST_CAP = 3e38  # no distance of float32 vectors is larger
 
 Units = npt.NDArray[np.uint64]
 Slots = npt.NDArray[np.intp]
@@ -192,7 +193,8 @@ class BoundRows:
         position += place.astype(np.intp)
         position += slots * self._space.size
         candidates = self._order.ravel()[position].astype(np.int32)
-        accepted = units < self._sure[levels] * widths
+        # A width has been rounded up by up to two units.
+        accepted = units < self._sure[levels] * (widths - np.uint64(2))
         doubt = np.flatnonzero(~accepted)
         doubt = doubt[levels[doubt] != _NOTHING]
         accepted[doubt] = self._examine(slots[doubt], words[doubt], candidates[doubt], units[doubt], rng)
@@ -259,7 +261,7 @@ class BoundRows:
         weights, step = self.weights, self._step
         np.subtract(high, low, out=high)
         if weights.cap < math.inf:
-            np.minimum(low, np.float32(weights.cap), out=low)
+            np.minimum(low, np.float32(min(weights.cap, _LARGEST_CAP)), out=low)
         low *= np.float32(weights.rate)
         if weights.log_base is not None:
             low -= weights.log_base.astype(np.float32)

@@ -121,8 +121,9 @@ class PrivatizeText(beam.PTransform):
         self._index = index if isinstance(index, IndexRef) else resolve_index(index)
         opened = open_index(self._index, search)
         self._guarantee = mechanism.guarantee(opened)
-        metric = isinstance(self._guarantee, MetricGuarantee)
-        self._diameter = diameter_of(mechanism, opened) if metric else None
+        self._diameter = None
+        if isinstance(self._guarantee, MetricGuarantee):
+            self._diameter = diameter_of(mechanism, opened, self._guarantee.metric)
         # A finite claim that was computed from tables holds for these tables alone.
         computed = self._guarantee.epsilon is not None and self._guarantee.basis == "computed"
         self._law = mechanism.bind(opened).law_digest() if computed else None

@@ -229,8 +229,8 @@ def test_a_radius_leaves_out_the_pairs_beyond_it(plain_space):
             assert (found.radius, found.pairs) == (radius, near)
             assert f"for d <= {radius:g}" in found.sentence()
     assert certify(Exponential(3.0), space, radius=0.4).epsilon < certify(Exponential(3.0), space).epsilon
-    alone = certify(tables, space, radius=1e-6)
-    assert (alone.pairs, alone.pair, alone.delta) == (0, None, 0)
+    with pytest.raises(ArgumentError, match="no two words are so close"):
+        certify(tables, space, radius=1e-6)
 
 
 def test_blocks_together_find_what_one_block_finds(plain_space):
@@ -384,11 +384,12 @@ def test_a_claim_that_is_not_made_neither_holds_nor_fails(plain_space):
         ),
         (Mahalanobis(1.0), {}, "mahalanobis adds noise"),
         (Exponential(1.0), {"radius": 0}, "radius must be a finite number above 0"),
+        (Exponential(1.0), {"radius": 1e-6}, "radius 1e-06 is too small: no two words are so close"),
         (Exponential(1.0), {"epsilon": 2.0}, "epsilon must be left out"),
         (TruncatedGumbel(scale=0.1, neighbours=3), {}, "epsilon is required"),
         (TruncatedGumbel(scale=0.1, neighbours=3), {"epsilon": math.inf}, "epsilon must be a finite number above 0"),
     ],
-    ids=["noise", "own metric", "radius", "two epsilons", "no epsilon", "infinite epsilon"],
+    ids=["noise", "own metric", "radius", "no pair", "two epsilons", "no epsilon", "infinite epsilon"],
 )
 def test_what_cannot_be_certified_is_refused(plain_space, mechanism, arguments, message):
     with pytest.raises(ArgumentError, match=message):

@@ -52,7 +52,7 @@ def test_is_a_value_with_a_name():
 
 
 def test_guarantee_is_proved_for_any_metric_and_computes_no_density():
-    guarantee = DensityPrior(3.0).guarantee(SimpleNamespace(metric="poincare", digest="1" * 64))
+    guarantee = DensityPrior(3.0, 1.0).guarantee(SimpleNamespace(metric="poincare", digest="1" * 64))
     assert (guarantee.epsilon, guarantee.delta, guarantee.basis) == (3.0, 0.0, "proved")
     assert guarantee.metric == "poincare"
 
@@ -136,6 +136,7 @@ def test_density_is_kept_under_its_bandwidth(plain_space):
 
 def test_vocabulary_of_equal_vectors_needs_a_bandwidth(plain_space):
     space = plain_space([[0.0], [0.0], [1.0]])
-    with pytest.raises(ArgumentError, match="bandwidth must be given"):
-        DensityPrior(1.0).bind(space)
+    for call in (DensityPrior(1.0).bind, DensityPrior(1.0).guarantee):
+        with pytest.raises(ArgumentError, match="bandwidth must be given"):
+            call(space)
     assert DensityPrior(1.0, 1.0).bind(space).law_rows(np.array([0], np.int32)).shape == (1, 3)

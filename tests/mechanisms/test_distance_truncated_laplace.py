@@ -80,7 +80,7 @@ def exact_line_law(points, epsilon, bound):
     return law
 
 
-@pytest.mark.parametrize("epsilon", [0, -1, math.nan, math.inf, "1", True, None, 1e-13])
+@pytest.mark.parametrize("epsilon", [0, -1, math.nan, math.inf, "1", True, None, 1e-13, 1e17])
 def test_epsilon_that_cannot_be_right_is_refused(epsilon):
     with pytest.raises(ArgumentError, match="epsilon must be "):
         DistanceTruncatedLaplace(epsilon)

@@ -1,4 +1,5 @@
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 
@@ -51,3 +52,19 @@ def test_words_without_a_common_output_are_found_and_have_delta_one():
     apart = SparseLaw(ids, np.array([[0.5, 0.5], [0.5, 0.5], [1.0, 0.0]]))
     assert disjoint_pair(apart) == (0, 2)
     assert metric_delta(apart, np.arange(3, dtype=np.float32)[:, None], 50.0) == 1
+
+
+def test_delta_of_differences_that_cancel_is_an_upper_bound(rng):
+    """Where exp(epsilon * d) lies within a unit of 1, its rounding is as large as what it is taken from."""
+    with localcontext() as context:
+        context.prec = 60
+        for _ in range(100):
+            share, distance = rng.random(), float(np.float32(1.2e-16 + 1e-16 * rng.random()))
+            laws = np.array([[share, 1 - share], [share * (1 + 3e-16), 1 - share * (1 + 3e-16)]])
+            law = SparseLaw(np.array([[0, 1], [0, 1]], np.int32), laws)
+            found = Decimal(metric_delta(law, np.array([[0.0], [distance]], np.float32), 1.0))
+            factor = Decimal(distance).exp()
+            for mine, others in (laws, laws[::-1]):
+                sides = zip(mine.tolist(), others.tolist(), strict=True)
+                exact = sum(max(Decimal(0), Decimal(a) - factor * Decimal(b)) for a, b in sides)
+                assert exact <= found < 1e-14

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,12 +82,28 @@ def test_is_a_value_with_a_name():
     assert MECHANISMS["mahalanobis"] is Mahalanobis
 
 
-@pytest.mark.parametrize(("weight", "metric"), [(0.2, "0.2"), (0, "0"), (1 / 3, "0.3333333333333333")])
+@pytest.mark.parametrize(
+    ("weight", "metric"),
+    [
+        (0.2, "mahalanobis(lambda=0.2)"),
+        (1 / 3, "mahalanobis(lambda=0.3333333333333333)"),
+        (0, "euclidean"),
+        (-0.0, "euclidean"),
+    ],
+)
 def test_guarantee_names_the_norm_with_all_digits(plain_space, rng, weight, metric):
     space = plain_space(stretched(rng, 9, 3))
     guarantee = Mahalanobis(3, weight).guarantee(space)
     assert (guarantee.epsilon, guarantee.delta, guarantee.basis) == (3.0, 0.0, "proved")
-    assert (guarantee.metric, guarantee.index_digest) == (f"mahalanobis(lambda={metric})", space.digest)
+    assert (guarantee.metric, guarantee.index_digest) == (metric, space.digest)
+
+
+def test_a_metric_of_its_own_needs_a_diameter_in_it(plain_space, rng):
+    space = plain_space(stretched(rng, 9, 3))
+    wrapped = SimpleNamespace(name="wrapped", guarantee=None, bind=None)
+    assert diameter_of(wrapped, space, "euclidean") == space.diameter
+    with pytest.raises(ArgumentError, match=r"metric mahalanobis, which is not that of the index.*diameter\(space\)"):
+        diameter_of(wrapped, space, "mahalanobis")
 
 
 def test_spaces_without_the_norm_are_refused(plain_space):
@@ -116,7 +133,7 @@ def test_diameter_is_an_upper_bound_in_the_norm_of_the_guarantee(plain_space, rn
     points = space.vectors.astype(np.float64)
     gaps = points[:, None] - points[None]
     largest = np.sqrt(np.einsum("abi,ij,abj->ab", gaps, inverse, gaps)).max()
-    bound = diameter_of(Mahalanobis(1.0, weight), space)
+    bound = diameter_of(Mahalanobis(1.0, weight), space, "mahalanobis")
     assert largest <= bound <= 2 * largest
     if weight == 0:
         assert bound == pytest.approx(space.diameter, rel=1e-6)
@@ -128,7 +145,7 @@ def test_diameter_reaches_beyond_the_euclidean_one_where_words_differ_in_a_narro
     mechanism = Mahalanobis(1.0, 0.9)
     narrow = 4 / math.sqrt(exact_matrix(space.vectors, 0.9)[1, 1])
     assert mechanism.diameter(space) >= narrow
-    assert diameter_of(mechanism, space) == mechanism.diameter(space) != space.diameter
+    assert diameter_of(mechanism, space, "mahalanobis") == mechanism.diameter(space) != space.diameter
 
 
 @pytest.mark.parametrize("weight", [0.2, 0.99])

@@ -130,7 +130,7 @@ def test_draws_of_the_exponential_mechanism_follow_the_formula(plain_space, rng,
     assert worst_fit(Exponential(epsilon).bind(space), law, words, 50_000, rng) > SIGNIFICANCE
 
 
-@pytest.mark.parametrize("gamma", [None, 0.3, GAMMA])
+@pytest.mark.parametrize("gamma", [None, 0.3, GAMMA, 1e300])
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_draws_of_the_truncated_mechanism_follow_the_formula(plain_space, rng, vocabulary, gamma):
     space = with_index_distances(plain_space(VOCABULARIES[vocabulary]))
