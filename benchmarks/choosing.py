@@ -11,6 +11,7 @@ tables in the cache of the machine.
 
 from __future__ import annotations
 
+import gc
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
@@ -27,13 +28,13 @@ from beam_dp.accounting.report.pictures import require_matplotlib
 from beam_dp.audit import Deniability, plausible_deniability
 from beam_dp.embeddings import EmbeddingIndex
 from beam_dp.errors import ArgumentError, ResourceError, require_count, require_positive
-from beam_dp.guarantees import Guarantee
+from beam_dp.guarantees import Guarantee, MetricGuarantee
 from beam_dp.mechanisms import MECHANISMS, BoundMechanism, TruncatedGumbel, WordMechanism
 from beam_dp.mechanisms.base import WordIds, diameter_of
 from beam_dp.randomness import SecureSource
 from beam_dp.text.privatize import TextOptions, TextPrivatizer, encode
 from benchmarks.choosing_page import page, picture
-from benchmarks.measure import alternate, cpu_seconds, declare_cores, machine, pin, restart_with_one_blas_thread
+from benchmarks.measure import cpu_seconds, declare_cores, machine, pin, restart_with_one_blas_thread
 from pipelines.demo import UTTERANCES
 from pipelines.main import progress, run_main, summary
 from pipelines.options import parse_flags
@@ -45,6 +46,7 @@ SHOWN = 10
 
 # Curves are measured at powers of the root of 2: from 4 outwards until N_w is beyond the targets, or here.
 _FIRST, _LOWEST, _HIGHEST = 4, -14, 20
+_FLOOR, _FLAT, _STEEP = 0.4, 0.02, 0.2
 _MOST_WORDS = 1 << 22
 
 
@@ -84,7 +86,7 @@ class Chosen:
         name: in `MECHANISMS`.
         parameter: the sign of what varies: ``ε``, or ``1/b`` where no epsilon serves.
         guarantee: at the middle one of `TARGETS`.
-        diameter: of the index in the metric of the guarantee.
+        diameter: of the index in the metric of the guarantee; None where that has none.
         curve: by ascending parameter.
         targets: where N_w is near each of `TARGETS`; None where it is not met.
         cost: at the middle one.
@@ -94,7 +96,7 @@ class Chosen:
     name: str
     parameter: str
     guarantee: Guarantee
-    diameter: float
+    diameter: float | None
     curve: tuple[Point, ...]
     targets: tuple[Point | None, ...]
     cost: Cost
@@ -129,10 +131,12 @@ def main(argv: list[str]) -> None:
         require_count(f"--{name}", getattr(flags, name))
     require_positive("--seconds", flags.seconds)
     require_matplotlib()
-    found = machine(pin(flags.cores, 1))
     index = open_index(resolve_index(flags.index), "exact")
+    found = machine(pin(flags.cores, 1))
     folder = Path(embeddings.__file__).with_name("default") if flags.index is None else Path(flags.index)
     texts = UTTERANCES.read_text(encoding="utf-8").splitlines()
+    # What is loaded by now is no garbage; to look at it again at every measurement would take longer than most of them.
+    gc.freeze()
     chosen, refused = [], {}
     for name in MECHANISMS:
         with tempfile.TemporaryDirectory(prefix="beam_dp_choosing_") as cache, progress(f"measuring {name}"):
@@ -159,7 +163,7 @@ def varied(name: str) -> tuple[str, Callable[[float], WordMechanism]]:
     """
     if name == TruncatedGumbel.name:
         return "1/b", lambda inverse: TruncatedGumbel(scale=1 / inverse)
-    return "ε", MECHANISMS[name]  # type: ignore[return-value]
+    return "ε", MECHANISMS[name]
 
 
 def measured(name: str, index: EmbeddingIndex, flags: Namespace, texts: list[str]) -> Chosen:
@@ -186,13 +190,15 @@ def measured(name: str, index: EmbeddingIndex, flags: Namespace, texts: list[str
     ids = encode(pa.array(texts), index, TextOptions(), generator).ids
     new_word, rate = kernel_cost(bound, ids, flags.seconds)
     private, _ = TextPrivatizer(index, bound, TextOptions()).privatize(pa.array(texts[:SHOWN]), generator)
+    targets = tuple(None if value is None else at(value) for value in values)
+    promise = mechanism.guarantee(index)
     return Chosen(
         name=name,
         parameter=parameter,
-        guarantee=mechanism.guarantee(index),
-        diameter=diameter_of(mechanism, index),
-        curve=curve,
-        targets=tuple(None if value is None else at(value) for value in values),
+        guarantee=promise,
+        diameter=diameter_of(mechanism, index, promise.metric) if isinstance(promise, MetricGuarantee) else None,
+        curve=tuple(sorted([*curve, *filter(None, targets)], key=lambda point: point.parameter)),
+        targets=targets,
         cost=Cost(first_use, new_word, rate),
         texts=tuple(private.to_pylist()),
     )
@@ -208,13 +214,14 @@ def curve_of(at: Callable[[float], Point]) -> tuple[Point, ...]:
         return points[step].kept
 
     low = high = _FIRST
-    while kept(low) > TARGETS[0] / 2 and low > _LOWEST:
+    # Among few candidates, a word stays itself now and then however small the parameter is.
+    while kept(low) > TARGETS[0] / 2 and low > _LOWEST and (kept(low) > _FLOOR or kept(low + 2) - kept(low) > _FLAT):
         low -= 2
     while kept(high) < (1 + TARGETS[-1]) / 2 and high < _HIGHEST:
         high += 2
     # Where hardly anything changes, every other point is enough.
     for step in range(low + 1, high, 2):
-        if kept(step - 1) < kept(step + 1) - 0.1:
+        if kept(step - 1) < kept(step + 1) - _STEEP:
             kept(step)
     return tuple(points[step] for step in sorted(points))
 
@@ -237,11 +244,16 @@ def kernel_cost(bound: BoundMechanism, ids: WordIds, seconds: float) -> tuple[fl
     generator = SecureSource().generator
     distinct = np.unique(ids)
     cold, warm = (cpu_seconds(lambda: bound.sample(distinct, generator)) for _ in range(2))
-    block = ids
-    while len(block) < _MOST_WORDS and cpu_seconds(lambda: bound.sample(block, generator)) < seconds:
-        block = np.tile(block, 2)
-    taken = float(np.median(alternate([lambda _: bound.sample(block, generator)], 3, warm_up=False)))
-    return max(0.0, cold - warm) / len(distinct), len(block) / taken
+
+    def taken(times: int) -> float:
+        block = np.tile(ids, times)
+        return cpu_seconds(lambda: bound.sample(block, generator))
+
+    times = 1
+    while len(ids) * times < _MOST_WORDS and taken(times) < seconds:
+        times *= 2
+    rate = len(ids) * times / float(np.median([taken(times) for _ in range(3)]))
+    return max(0.0, cold - warm) / len(distinct), rate
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def picture(chosen: Sequence[Chosen]) -> bytes:
 
     def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(
-            2, 1, gridspec_kw={"left": 0.09, "right": 0.64, "bottom": 0.085, "top": 0.975, "hspace": 0.3}
+            2, 1, gridspec_kw={"left": 0.11, "right": 0.6, "bottom": 0.085, "top": 0.975, "hspace": 0.3}
         )
         for place, one in enumerate(ordered):
             look: dict[str, Any] = {
@@ -111,8 +111,8 @@ def picture(chosen: Sequence[Chosen]) -> bytes:
             upper.plot([point.parameter for point in one.curve], shares, label=label, **look)
             lower.plot(shares, [float(point.found.distinct.mean()) for point in one.curve], **look)
         upper.set_xscale("log", base=2)
-        upper.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        upper.set_xlabel("ε, each in its own unit")
+        upper.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        upper.set_xlabel("ε, or 1/b")
         upper.set_ylabel("N_w: share unchanged")
         upper.set_ylim(0, 1.02)
         lower.set_xlabel("N_w: share unchanged")
@@ -122,13 +122,16 @@ def picture(chosen: Sequence[Chosen]) -> bytes:
         lower.set_ylim(0, None)
         for axes in (upper, lower):
             axes.grid(color="#dddddd", linewidth=0.6)
-        figure.legend(loc="upper left", bbox_to_anchor=(0.65, 0.985), frameon=False, handlelength=2.8, borderpad=0)
+        figure.legend(
+            loc="upper left", bbox_to_anchor=(0.615, 0.985), frameon=False, handlelength=2.4, borderpad=0, fontsize=8
+        )
         figure.text(
-            0.66,
-            0.42,
-            "solid: ε per unit of the\nmetric of the index\ndashed: in another unit\ndotted: no finite promise",
+            0.63,
+            0.43,
+            "solid: ε per unit of the\nmetric of the index\ndashed: ε in another unit\ndotted: no finite promise",
             va="top",
             linespacing=1.5,
+            fontsize=8,
         )
 
     return png_picture(draw, height=5.8)
@@ -143,8 +146,12 @@ def _middle(one: Chosen) -> Point:
 def _line(one: Chosen) -> str:
     if one.guarantee.epsilon is None:
         return ":"
-    own = not isinstance(one.guarantee, MetricGuarantee) or "(" in one.guarantee.metric
-    return "--" if own else "-"
+    return "--" if _own(one) else "-"
+
+
+def _own(one: Chosen) -> bool:
+    """Whether epsilon is not per unit of the metric of the index: such metrics have their parameter in brackets."""
+    return not isinstance(one.guarantee, MetricGuarantee) or "(" in one.guarantee.metric
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -155,18 +162,13 @@ def _cells(one: Chosen, median: float) -> list[str]:
     middle = _middle(one)
     low, high = np.quantile(middle.found.share_unchanged, (0.1, 0.9))
     promise = one.guarantee
-    near = far = ""
-    metric = "none: any two words" if promise.model == "local" else getattr(promise, "metric", promise.model)
+    metric = promise.metric if isinstance(promise, MetricGuarantee) else "none: any two words"
     if promise.epsilon is None:
-        claim = "nothing finite"
-        near = far = "no bound"
+        claim, near, far = "nothing finite", "no bound", "no bound"
     else:
         claim = f"ε, δ = {promise.delta:.1g}, {promise.basis}" if promise.delta else f"ε, {promise.basis}"
-        if promise.model == "local":
-            near = far = f"{promise.epsilon:.3g}"
-        else:
-            far = f"{promise.epsilon * one.diameter:.3g}"
-            near = "own metric" if "(" in metric else f"{promise.epsilon * median:.3g}"
+        far = f"{promise.epsilon * (1 if one.diameter is None else one.diameter):.3g}"
+        near = far if one.diameter is None else "own metric" if _own(one) else f"{promise.epsilon * median:.3g}"
     return [
         f"`{one.name}`",
         claim,
@@ -176,7 +178,7 @@ def _cells(one: Chosen, median: float) -> list[str]:
         near,
         far,
         number(float(f"{one.cost.words_per_second:.2g}")),
-        f"{one.cost.first_use:.2g} s",
+        "below 0.01 s" if one.cost.first_use < 0.01 else f"{one.cost.first_use:.2g} s",
         "" if one.cost.new_word < 1e-5 else f"{1000 * one.cost.new_word:.2g} ms",
     ]
 
