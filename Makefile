@@ -8,13 +8,17 @@ BIN = $(VENV)/bin
 export OPENBLAS_NUM_THREADS ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-flink test-portable terraform-test replay-image lock check format wheel wheel-check clean
+.PHONY: demo test test-faults test-flink test-portable terraform-test replay-image lock check format wheel wheel-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m pipelines.demo
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# Kills workers, fills disks (mounted ones, for root), leaves hosts silent.
+test-faults: $(VENV)/.tested
+	$(BIN)/python -m pytest -m fault tests/faults -n auto --dist worksteal
 
 # Needs Java, and Maven where Maven Central has no job server of this Beam version.
 test-flink: $(VENV)/.tested

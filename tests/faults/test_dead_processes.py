@@ -22,6 +22,8 @@ from fault_oracle import (
     wait_for,
 )
 
+pytestmark = pytest.mark.fault
+
 STAGING = f"out.tmp-{RUN_ID}"
 
 

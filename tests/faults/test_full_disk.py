@@ -28,6 +28,8 @@ from fault_oracle import (
 import beam_dp.embeddings.broadcast
 from beam_dp.accounting.budget import BudgetStore
 
+pytestmark = pytest.mark.fault
+
 INDEX = Path(beam_dp.embeddings.broadcast.__file__).parent / "default"
 ADVICE = "no space left on device, while writing {place}; free some space"
 

@@ -32,6 +32,8 @@ from beam_dp.embeddings.files import NoAnswerError
 sys.path.insert(0, str(HERE / "planted"))
 import faulty_files
 
+pytestmark = pytest.mark.fault
+
 INDEX = Path(beam_dp.embeddings.broadcast.__file__).parent / "default"
 NO_ANSWER = "its host did not answer within {} seconds; see if it can be reached"
 

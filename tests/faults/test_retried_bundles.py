@@ -14,6 +14,8 @@ from beam_dp.accounting.usage import reconcile
 from beam_dp.errors import GrantError
 from beam_dp.io import rows as rows_module
 
+pytestmark = pytest.mark.fault
+
 
 def test_every_step_that_draws_is_here() -> None:
     def leaves(kind: type) -> set[type]:

@@ -19,6 +19,8 @@ from beam_dp.io import publish as publish_module
 from beam_dp.io import with_position
 from beam_dp.io.batches import Position
 
+pytestmark = pytest.mark.fault
+
 SHARDS = 40
 AT_ONCE = 4
 ROUNDS = 4

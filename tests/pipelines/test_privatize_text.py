@@ -283,7 +283,7 @@ def edit_manifest(**changes):
         (lambda folder: flip(folder / "words.arrow"), "words.arrow is damaged"),
         (lambda folder: os.truncate(folder / "index.ann", 100), "index.ann has 100 bytes"),
         (edit_manifest(dimension=49), "vectors.npy"),
-        (edit_manifest(format_version=2), "version"),
+        (edit_manifest(format_version=3), "version"),
         (lambda folder: (folder / "manifest.json").unlink(), "no index at"),
     ],
 )
