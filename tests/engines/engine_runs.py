@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from typing import Any
 from engine_servers import environment, submit
 
 from beam_dp.accounting.budget import BudgetStore, Limit
-from beam_dp.embeddings import resolve_index
+from beam_dp.embeddings import build_index, open_index, resolve_index
 
 CANARY = "Xyzzy9Canary"
 JOB = "import noise_free_job; noise_free_job.main()"
 # At this epsilon the noise of a count rounds to nothing, and a partition of two units or more is always selected.
 EPSILON = 1e5
+# Of a certificate: several blocks.
+WORDS = 600
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,25 @@ def check_budget(engine: Engine, local: Engine) -> None:
     assert [run.state for run in runs] == ["committed", "committed"]
     assert (runs[0].charges, runs[0].plan_hash) == (runs[1].charges, runs[1].plan_hash)
     assert list(store.verify())
+
+
+def check_certificate(engine: Engine, local: Engine) -> None:
+    """A certificate is the same, byte by byte, wherever its blocks of words were compared."""
+    small = engine.folder / f"small-{engine.name}"
+    lines = zip(open_index(resolve_index()).words.to_pylist(), open_index(resolve_index()).vectors, strict=True)
+    rows = [" ".join([word, *map(repr, map(float, vector))]) for word, vector in itertools.islice(lines, WORDS)]
+    small.with_suffix(".txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    build_index(str(small.with_suffix(".txt")), str(small), trees=1, progress=False)
+    found = []
+    for each in (engine, local):
+        each.out.mkdir(exist_ok=True)
+        output = f"certificate-{engine.name}.json"
+        done = each.command("certify", output, f"--index={small}", "--mechanism=exponential", "--epsilon=8")
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        found.append((each.out / output).read_text(encoding="utf-8"))
+    assert found[0] == found[1]
+    certificate = json.loads(found[0])
+    assert (certificate["pairs"], certificate["holds"]) == (WORDS * (WORDS - 1), True)
 
 
 def workers(engine: Engine) -> list[dict[str, Any]]:

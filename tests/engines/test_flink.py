@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engine_runs import (
     Engine,
     check_budget,
+    check_certificate,
     check_items,
     check_noise_free,
     check_refusal,
@@ -120,6 +121,10 @@ def test_texts(flink: Engine, local: Engine) -> None:
 
 def test_tables(embedded: Engine, local: Engine) -> None:
     check_items(embedded, local, embedded.folder / "in-*.jsonl", "user", "item")
+
+
+def test_a_certificate(flink: Engine, local: Engine) -> None:
+    check_certificate(flink, local)
 
 
 def test_a_budget(embedded: Engine, local: Engine) -> None:

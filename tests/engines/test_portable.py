@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from engine_runs import Engine, check_budget, check_items, check_noise_free, check_refusal, check_texts
+from engine_runs import (
+    Engine,
+    check_budget,
+    check_certificate,
+    check_items,
+    check_noise_free,
+    check_refusal,
+    check_texts,
+)
 from engine_servers import prism_server
 
 pytestmark = pytest.mark.engine
@@ -43,6 +51,10 @@ def test_texts(engine: Engine, local: Engine) -> None:
 
 def test_tables(engine: Engine, local: Engine) -> None:
     check_items(engine, local, engine.folder / "in-*.jsonl", "user", "item")
+
+
+def test_a_certificate(engine: Engine, local: Engine) -> None:
+    check_certificate(engine, local)
 
 
 def test_a_budget(engine: Engine, local: Engine) -> None:
