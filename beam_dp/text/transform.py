@@ -168,6 +168,8 @@ class PrivatizeText(beam.PTransform):
                 "max_words": self._options.max_words,
                 "oov": self._options.oov,
                 "keep_columns": list(self._shape.keep_columns),
+                # Names the law that a computed claim is of, as a certificate does.
+                **({} if self._law is None else {"law_digest": self._law}),
             },
         )
         fn = do_fn(work)

@@ -381,6 +381,7 @@ def test_a_pipeline_draws_each_word_and_its_ledger_adds_the_deltas_up(tmp_path):
     (entry,), total = written["entries"], written["totals"]["metric"]
     assert entry["mechanism"] == "DistanceTruncatedLaplace(epsilon=100000.0, max_noise=None)"
     assert (entry["epsilon"], entry["basis"], entry["metric"]) == (1e5, "computed", "euclidean")
+    assert entry["parameters"]["law_digest"] == mechanism.bind(index).law_digest()
     assert entry["delta"] == mechanism.guarantee(index).delta and 0 < entry["delta"] <= 1e-6
     assert total["delta_per_document"] == pytest.approx(20 * entry["delta"], rel=1e-12)
     assert "(computed)" in ledger.report()
