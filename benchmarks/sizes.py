@@ -127,7 +127,7 @@ def measured(
     turns = [lambda _, line=line: run_job(line) for line in lines]
     run_job(lines[1])  # what the first job of a process pays for all
     # Jobs on this machine differ by a tenth of a second, whatever their size.
-    rounds = [min(_MOST_ROUNDS, max(1, sizes[-1] // words)) * asked.rounds for words in (1, *sizes)]
+    rounds = [min(_MOST_ROUNDS, max(1, sizes[-1] // words)) * asked.rounds for words in (sizes[0], *sizes)]
     least, *whole = np.nanmedian(alternate(turns, rounds, warm_up=False), axis=1).tolist()
     peaks: list[int] = []
 

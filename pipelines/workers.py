@@ -26,6 +26,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GRACE_SECONDS = 1.0
 _NOTICE_SECONDS = 0.3
 _POLL_SECONDS = 0.02
+_LATE_SECONDS = 20.0
 _STOP = b"\0"
 
 
@@ -211,10 +212,13 @@ def busy_workers_stop(early: EarlyEnd) -> Iterator[None]:
         # Set while an exception passes a finally clause, as it does here.
         if server is not None and sys.exc_info()[0] is not None:
             early.workers_stop()
+            handlers = list(itertools.chain.from_iterable(manager._cached_handlers.values()))
+            for handler in handlers:
+                _end_late_worker(handler)
             server._DEFAULT_SHUTDOWN_TIMEOUT_SECS = _GRACE_SECONDS
             server.close()
             # Beam's own close gives up at the first connection that is broken by now, and waits for nobody then.
-            for handler in itertools.chain.from_iterable(manager._cached_handlers.values()):
+            for handler in handlers:
                 thread = getattr(handler, "worker_thread", None)
                 if thread is not None:
                     thread.join()
@@ -225,3 +229,13 @@ def busy_workers_stop(early: EarlyEnd) -> Iterator[None]:
         yield
     finally:
         manager_class.close_all = original
+
+
+def _end_late_worker(handler: Any) -> None:
+    """Tells a worker that has yet to connect to end as it does: it would look for a closed server for a minute."""
+    connection: Any = getattr(handler, "control_conn", None)
+    thread = getattr(handler, "worker_thread", None)
+    unstarted = getattr(getattr(worker_handlers, "BeamFnControlServicer", None), "UNSTARTED_STATE", None)
+    if thread is not None and unstarted is not None and getattr(connection, "_state", None) == unstarted:
+        connection.close()
+        thread.join(_LATE_SECONDS)

@@ -203,6 +203,16 @@ def descendants(pid: int) -> list[psutil.Process]:
     return []
 
 
+def running(pid: int, words: str) -> list[psutil.Process]:
+    """Those of them that have ``words`` in their command line."""
+    found = []
+    for each in descendants(pid):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile, or is a zombie
+            if words in " ".join(each.cmdline()):
+                found.append(each)
+    return found
+
+
 def await_that(
     true: Callable[[], bool], *, while_runs: subprocess.Popen[str] | None = None, seconds: float = START_SECONDS
 ) -> None:

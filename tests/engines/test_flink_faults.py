@@ -24,7 +24,7 @@ from engine_servers import (
     free_port,
     worker_pool,
 )
-from flink_faults import END_SECONDS, Case, await_that, descendants, ended, write_source
+from flink_faults import END_SECONDS, Case, await_that, descendants, ended, running, write_source
 from lost_shelf import PORT
 
 from beam_dp.embeddings import build_index, open_index, resolve_index
@@ -175,7 +175,7 @@ def test_an_engine_killed_with_its_task_manager_ends_the_run(case: NewCase, fold
     run = case("--engine=flink", f"--flink_job_server_jar={flink_job_server()}", *SPREAD, *PROCESSES)
     with run.started() as process:
         run.worker_with_a_bundle(process)
-        (engine,) = [each for each in descendants(process.pid) if each.name() == "java"]
+        (engine,) = running(process.pid, " -jar ")
         engine.kill()
         done = ended(process)
     assert (done.status, done.last_line.startswith("error: the job server no longer answers")) == (2, True), done.err
@@ -195,8 +195,7 @@ def test_a_task_manager_of_a_cluster_killed_ends_the_job(case: NewCase, folder: 
         run = case("--runner=FlinkRunner", *flags, *process_environment)
         with run.started(job=True) as process:
             await_that(lambda: any(run.staging.glob("rows-*")), while_runs=process)
-            commands = [(each, " ".join(each.cmdline())) for each in descendants(os.getpid())]
-            managers = [each for each, command in commands if "taskexecutor.TaskManagerRunner" in command]
+            managers = running(os.getpid(), "taskexecutor.TaskManagerRunner")
             assert len(managers) == SLOTS
             managers[0].kill()
             done = ended(process)
