@@ -151,8 +151,8 @@ class EpsilonOptions(PipelineOptions):
         parser.add_argument(
             "--epsilon",
             type=float,
-            help="privacy parameter: of one word, in units of 1/distance (privatize_text); of all rows of one privacy "
-            "unit together (aggregate, private_vocabulary)",
+            help="privacy parameter: with texts of one word, in units of 1/distance (randomized_response: without a "
+            "unit); with tables, and in private_vocabulary, of all rows of one privacy unit together",
         )
 
 
