@@ -152,7 +152,7 @@ def test_texts_keep_their_time_and_window(run: Any, kind: str) -> None:
 
 
 def test_a_stream_of_batches_is_privatized_row_by_row(run: Any) -> None:
-    rows = [{"id": n, "text": f"where is order {n}", "name": "secret"} for n in range(10, 20)]
+    rows = [{"id": n, "text": f"where is order {n}", "name": "Xyzzy9Canary"} for n in range(10, 20)]
     source = stream((1, rows[:7]), 2, (3, rows[7:]))
     found, ledger = run(
         source, KINDS["record_batch"], PrivatizeText(MultivariateLaplace(epsilon=4), keep_columns=["id"])
@@ -162,7 +162,7 @@ def test_a_stream_of_batches_is_privatized_row_by_row(run: Any) -> None:
     assert private.keys() == {row["id"] for row in rows}
     assert all(len(text.split()) == 4 for text in private.values())
     assert not set(private.values()) & {row["text"] for row in rows}
-    assert "secret" not in repr(found)
+    assert "Xyzzy9Canary" not in repr(found)
     (entry,) = ledger.entries
     assert (entry.label, entry.guarantee.epsilon, entry.guarantee.model) == ("1", 4.0, "metric")
     assert entry.max_applications == 64
@@ -253,7 +253,7 @@ class PrivatizeStream(beam.PTransform):
 
 
 def test_the_pipeline_for_streams_publishes_a_message_for_each(run: Any) -> None:
-    rows: list[Any] = [{"id": n, "text": "where is my order", "name": "secret"} for n in range(5)]
+    rows: list[Any] = [{"id": n, "text": "where is my order", "name": "Xyzzy9Canary"} for n in range(5)]
     source = stream((1, rows[0]), (2, rows[1]), 10, (11, rows[2]), (3, rows[3]), 50, (4, rows[4]), (55, {"id": 9}))
     payloads = beam.Map(lambda text: text[1:-1].encode()).with_output_types(bytes)
     found, ledger = run(source, payloads, PrivatizeStream())
@@ -262,7 +262,7 @@ def test_the_pipeline_for_streams_publishes_a_message_for_each(run: Any) -> None
     texts = {message["id"]: message["text"] for message in messages if "text" in message}
     assert sorted(texts) == list(range(5))
     assert all(len(text.split()) == 4 for text in texts.values())
-    assert "secret" not in repr(messages)
+    assert "Xyzzy9Canary" not in repr(messages)
     assert [(entry.label, entry.guarantee.epsilon) for entry in ledger.entries] == [("1/Privatize", 4.0)]
 
 
