@@ -11,12 +11,14 @@ from workspace import MODULE, NEWEST, OLDEST, Outcome, Workspace
 
 from pipelines import aggregate, private_vocabulary, privatize_text
 from pipelines.options import parse_options
+from templates.launch import PIPELINES
 
 RUNS = sorted(
     f"{path.name.removesuffix('.tftest.hcl')}/{run}"
     for path in (MODULE / "tests").glob("*.tftest.hcl")
     for run in re.findall(r'^run "(\w+)"', path.read_text(), re.MULTILINE)
 )
+# Of the jobs of the example.
 OPTIONS = {
     "privatize_text": privatize_text.PrivatizeTextOptions,
     "aggregate": aggregate.AggregateOptions,
@@ -113,4 +115,4 @@ def test_pipelines_take_the_parameters_of_the_example(outcomes: Callable[[str], 
 def test_every_pipeline_with_a_job_is_one(newest: Workspace) -> None:
     listed = re.search(r"contains\(\[([^]]*)\], job\.pipeline\)", (newest.folder / "variables.tf").read_text())
     assert listed is not None
-    assert set(re.findall(r'"(\w+)"', listed.group(1))) == set(OPTIONS)
+    assert set(re.findall(r'"(\w+)"', listed.group(1))) == set(PIPELINES)
