@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,10 @@ from hypothesis import settings
 # Before any module of beam_dp opens an index: the caches of the machine stay out of the tests and the other way round.
 _CACHE = tempfile.TemporaryDirectory(prefix="beam_dp_tests_")
 os.environ["BEAM_DP_CACHE"] = _CACHE.name
+
+# A shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # As the seeded generators: the same tree gives the same verdict each time.
 settings.register_profile("fixed", derandomize=True)
