@@ -7,31 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from annoy import AnnoyIndex
+from brute_force import squared_distances, whole_numbers
 from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from beam_dp.embeddings import open_index, resolve_index, search
 from beam_dp.embeddings.search import AnnoySearch, ExactSearch, build_forest
 from beam_dp.errors import ArgumentError
 
 
-def squared_distances(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    return ((queries.astype(np.float64)[:, None] - vectors.astype(np.float64)[None]) ** 2).sum(axis=2)
-
-
-@st.composite
-def whole_numbers(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors and queries of small whole numbers: float32 is exact on them and ties abound."""
-    dimension = draw(st.integers(1, 4))
-    values = st.integers(-3, 3).map(float)
-    vectors = draw(hnp.arrays(np.float32, st.tuples(st.integers(2, 40), st.just(dimension)), elements=values))
-    queries = draw(hnp.arrays(np.float32, st.tuples(st.integers(0, 20), st.just(dimension)), elements=values))
-    return vectors, queries
-
-
 @pytest.mark.parametrize(("query_block", "vocabulary_block"), [(512, 1024), (3, 7), (1, 1)])
-@given(case=whole_numbers())
+@given(case=whole_numbers(least=2))
 def test_exact_equals_brute_force_and_ties_go_to_the_lower_id(
     query_block: int, vocabulary_block: int, case: tuple[np.ndarray, np.ndarray]
 ) -> None:

@@ -5,27 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from brute_force import squared_distances, whole_numbers
 from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from beam_dp.embeddings import search
 from beam_dp.embeddings.search import AnnoySearch, ExactSearch, build_forest, forest_bytes, resolve_strategy
 from beam_dp.errors import ArgumentError, IndexArtifactError
-
-
-def squared_distances(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    return ((queries.astype(np.float64)[:, None] - vectors.astype(np.float64)[None]) ** 2).sum(axis=2)
-
-
-@st.composite
-def whole_numbers(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors and queries of small whole numbers: float32 is exact on them and ties abound."""
-    dimension = draw(st.integers(1, 4))
-    values = st.integers(-3, 3).map(float)
-    vectors = draw(hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.just(dimension)), elements=values))
-    queries = draw(hnp.arrays(np.float32, st.tuples(st.integers(0, 20), st.just(dimension)), elements=values))
-    return vectors, queries
 
 
 @pytest.mark.parametrize(("query_block", "vocabulary_block"), [(512, 1024), (3, 7), (1, 1)])

@@ -270,7 +270,7 @@ def test_a_locked_store_starts_nothing(place: Place, monkeypatch: pytest.MonkeyP
 
 
 def test_an_unreachable_server_starts_nothing(place: Place) -> None:
-    pytest.importorskip("psycopg")
+    pytest.importorskip("psycopg", reason="the client of PostgreSQL, an extra of its own")
     url = f"postgresql://launcher@127.0.0.1:{free_port()}/budgets"
     assert f"budget store {url}: no connection" in place.refused("aggregate", url=url)
 

@@ -8,12 +8,10 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that
+from mechanism_flags import check_flags_and_yaml, mechanism_of, written
 
 from beam_dp import DensityPrior, Exponential, KnnTruncated, Ledger, PrivatizeText, TruncatedExponential
 from beam_dp.errors import ArgumentError
-from pipelines import transforms
-from pipelines.options import parse_options
-from pipelines.privatize_text import PrivatizeTextOptions, mechanism_from
 
 sys.path.insert(0, str(Path(__file__).parent))
 from commands import refusal, run_module
@@ -29,21 +27,9 @@ MECHANISMS = [
 ]
 
 
-def written(flags):
-    return " ".join(flags).replace("--", "")
-
-
-def mechanism_of(flags):
-    return mechanism_from(parse_options(["--input=a", "--output=b", *flags], PrivatizeTextOptions))
-
-
 @pytest.mark.parametrize(("flags", "mechanism"), MECHANISMS, ids=[written(flags) for flags, _ in MECHANISMS])
 def test_flags_and_yaml_parameters_make_the_mechanism(flags, mechanism):
-    assert mechanism_of(flags) == mechanism
-    given = dict(flag.removeprefix("--").split("=") for flag in flags)
-    name = given.pop("mechanism")
-    numbers = {key: int(value) if key == "neighbours" else float(value) for key, value in given.items()}
-    assert transforms.PrivatizeText(mechanism=name, **numbers)._mechanism == mechanism
+    check_flags_and_yaml(flags, mechanism)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that
 from apache_beam.typehints.row_type import RowTypeConstraint
+from mechanism_flags import check_flags_and_yaml, mechanism_of, written
 
 from beam_dp import (
     Ledger,
@@ -22,8 +23,6 @@ from beam_dp import (
 from beam_dp.accounting.budget import BudgetStore, Limit
 from beam_dp.errors import ArgumentError, BudgetExceededError
 from pipelines import transforms
-from pipelines.options import parse_options
-from pipelines.privatize_text import PrivatizeTextOptions, mechanism_from
 
 sys.path.insert(0, str(Path(__file__).parent))
 from commands import refusal, run_module
@@ -41,21 +40,9 @@ MECHANISMS = [
 ]
 
 
-def written(flags):
-    return " ".join(flags).replace("--", "")
-
-
-def mechanism_of(flags):
-    return mechanism_from(parse_options(["--input=a", "--output=b", *flags], PrivatizeTextOptions))
-
-
 @pytest.mark.parametrize(("flags", "mechanism"), MECHANISMS, ids=[written(flags) for flags, _ in MECHANISMS])
 def test_flags_and_yaml_parameters_make_the_mechanism(flags, mechanism):
-    assert mechanism_of(flags) == mechanism
-    given = dict(flag.removeprefix("--").split("=") for flag in flags)
-    name = given.pop("mechanism")
-    numbers = {key: int(value) if key == "neighbours" else float(value) for key, value in given.items()}
-    assert transforms.PrivatizeText(mechanism=name, **numbers)._mechanism == mechanism
+    check_flags_and_yaml(flags, mechanism)
 
 
 @pytest.mark.parametrize(
