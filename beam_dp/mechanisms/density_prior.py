@@ -59,7 +59,9 @@ class DensityPrior:
         Raises:
             ArgumentError: as `bind`.
         """
-        self._bandwidth(space)
+        # Without equal vectors there is a median above 0, and no need to look for it where a pipeline is made.
+        if self.bandwidth is None and space.min_distance == 0:
+            self._bandwidth(space)
         return proved(self.epsilon, space)
 
     def bind(self, space: WordSpace) -> BoundRows:

@@ -52,7 +52,7 @@ def test_is_a_value_with_a_name():
 
 
 def test_guarantee_is_proved_for_any_metric_and_computes_no_density():
-    guarantee = DensityPrior(3.0, 1.0).guarantee(SimpleNamespace(metric="poincare", digest="1" * 64))
+    guarantee = DensityPrior(3.0).guarantee(SimpleNamespace(metric="poincare", digest="1" * 64, min_distance=0.1))
     assert (guarantee.epsilon, guarantee.delta, guarantee.basis) == (3.0, 0.0, "proved")
     assert guarantee.metric == "poincare"
 
