@@ -36,6 +36,7 @@ from beam_dp.guarantees import MetricGuarantee as MetricGuarantee
 from beam_dp.io import ReadBatches as ReadBatches
 from beam_dp.io import WriteBatches as WriteBatches
 from beam_dp.mechanisms import MECHANISMS as MECHANISMS
+from beam_dp.mechanisms import DensityLaplace as DensityLaplace
 from beam_dp.mechanisms import DensityPrior as DensityPrior
 from beam_dp.mechanisms import DistanceTruncatedLaplace as DistanceTruncatedLaplace
 from beam_dp.mechanisms import Exponential as Exponential

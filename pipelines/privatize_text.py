@@ -92,7 +92,8 @@ class MechanismOptions(PipelineOptions):
         parser.add_argument(
             "--bandwidth",
             type=float,
-            help="density_prior: bandwidth of the kernel density (default: the median neighbour distance)",
+            help="density_prior, density_laplace: bandwidth of the kernel density (default: the median neighbour "
+            "distance; density_laplace: that over the root of the dimension)",
         )
         parser.add_argument(
             "--prefer_general",

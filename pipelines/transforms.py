@@ -58,8 +58,8 @@ class PrivatizeText(_Charged):
 
     Args:
         mechanism: `multivariate_laplace`, `mahalanobis`, `vickrey`, `rank_corrected_laplace`,
-            `distance_truncated_laplace`, `exponential`, `truncated_exponential`, `density_prior`, `knn_truncated`,
-            `truncated_gumbel`, `hyperbolic_laplace` or `randomized_response`.
+            `distance_truncated_laplace`, `density_laplace`, `exponential`, `truncated_exponential`, `density_prior`,
+            `knn_truncated`, `truncated_gumbel`, `hyperbolic_laplace` or `randomized_response`.
         epsilon: privacy parameter of one word, in units of 1/distance; of randomized_response without a unit.
         scale: of truncated_gumbel: noise scale instead of epsilon.
         neighbours: of truncated_gumbel, knn_truncated: candidates of a word; of rank_corrected_laplace: its ranks.
@@ -68,7 +68,7 @@ class PrivatizeText(_Charged):
         rank_decay: of rank_corrected_laplace: how fast the weight of a neighbour falls with its rank.
         max_noise: of distance_truncated_laplace: no noise is longer, in units of distance.
         gamma: of truncated_exponential: the distance beyond which words share a bucket.
-        bandwidth: of density_prior: the bandwidth of the kernel density.
+        bandwidth: of density_prior and density_laplace: the bandwidth of the kernel density.
         prefer_general: of hyperbolic_laplace: of the two nearest words prefer the more general one.
         index: embedding index, a folder or URI (default: the one inside the package).
         text_column: the field that holds the texts.

@@ -7,6 +7,7 @@ from beam_dp.mechanisms.base import BoundMechanism as BoundMechanism
 from beam_dp.mechanisms.base import FiniteLaw as FiniteLaw
 from beam_dp.mechanisms.base import WordMechanism as WordMechanism
 from beam_dp.mechanisms.base import WordSpace as WordSpace
+from beam_dp.mechanisms.density_laplace import DensityLaplace as DensityLaplace
 from beam_dp.mechanisms.density_prior import DensityPrior as DensityPrior
 from beam_dp.mechanisms.distance_truncated_laplace import DistanceTruncatedLaplace as DistanceTruncatedLaplace
 from beam_dp.mechanisms.hyperbolic_laplace import HyperbolicLaplace as HyperbolicLaplace
@@ -29,6 +30,7 @@ MECHANISMS: Mapping[str, type[WordMechanism]] = MappingProxyType(
             Vickrey,
             RankCorrectedLaplace,
             DistanceTruncatedLaplace,
+            DensityLaplace,
             HyperbolicLaplace,
             Exponential,
             TruncatedExponential,

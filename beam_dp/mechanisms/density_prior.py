@@ -81,10 +81,19 @@ class DensityPrior:
     def _bandwidth(self, space: WordSpace) -> float:
         if self.bandwidth is not None:
             return self.bandwidth
-        bandwidth = float(np.median(space.neighbours(2)[1][:, -1]))
-        if bandwidth == 0:
-            raise ArgumentError("bandwidth must be given: most words of this index share their vector with another")
-        return bandwidth
+        return median_neighbour_distance(space)
+
+
+def median_neighbour_distance(space: WordSpace) -> float:
+    """The median distance of a word to its nearest other word.
+
+    Raises:
+        ArgumentError: naming a bandwidth, which this is the default for: it is 0.
+    """
+    distance = float(np.median(space.neighbours(2)[1][:, -1]))
+    if distance == 0:
+        raise ArgumentError("bandwidth must be given: most words of this index share their vector with another")
+    return distance
 
 
 def log_density(space: WordSpace, bandwidth: float) -> Doubles:

@@ -1,6 +1,7 @@
 """Exact draws from P[M(w) = y] = exp(-c(w, y)) / Z(w) over a whole vocabulary, by a cached row for each distinct w.
 
-The cost is c(w, y) = rate · min(d(w, y), cap) - ln μ(y): see `Weights`, and the mechanisms for what they prove of it.
+The cost is c(w, y) = rate · min(g(d(w, y)), cap) - ln μ(y): see `Weights`, and the mechanisms for what is
+proved of it.
 
 **A row.** Let b be at most the least cost of w's row and β a fixed step. Candidate y lies in a level m <= 254 with
 m·β <= c(w, y) - b: that difference over β, rounded down, or less where float32 distances leave a doubt. A row owns 2^64
@@ -66,21 +67,28 @@ Slots = npt.NDArray[np.intp]
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Costs c(w, y) = rate · min(d(w, y), cap) - log_base[y], which P[M(w) = y] falls with: exp(-c).
+    """Costs c(w, y) = rate · min(g(d(w, y)), cap) - log_base[y], which P[M(w) = y] falls with: exp(-c).
 
     Attributes:
         rate: in units of 1/distance, above 0.
         cap: a distance, or infinite.
         log_base: ln μ (V,) float64, finite and at most 0: a public base measure; None for a constant one.
+        knots: of g, which is linear between them: distances from 0 to the diameter or more, and g there, from 0 up and
+            with slopes of at most 1; None where g(d) = d.
     """
 
     rate: float
     cap: float = math.inf
     log_base: Doubles | None = None
+    knots: tuple[Doubles, Doubles] | None = None
+
+    def bent(self, distances: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        """g of ``distances``, of any shape; float64 where there are knots."""
+        return distances if self.knots is None else np.interp(distances, *self.knots)
 
     def costs(self, distances: Doubles, words: npt.NDArray[np.integer] | slice = slice(None)) -> Doubles:
         """The costs of candidates ``words`` at ``distances``, which ends in the same axis; float64."""
-        costs = self.rate * np.minimum(distances, self.cap)
+        costs = self.rate * np.minimum(self.bent(distances), self.cap)
         return costs if self.log_base is None else costs - self.log_base[words]
 
 
@@ -260,6 +268,7 @@ class BoundRows:
         """The level of every candidate, (n, V). Keeps b of each row in its slot, and overwrites the bounds."""
         weights, step = self.weights, self._step
         np.subtract(high, low, out=high)
+        low = weights.bent(low).astype(np.float32, copy=False)
         if weights.cap < math.inf:
             np.minimum(low, np.float32(min(weights.cap, _LARGEST_CAP)), out=low)
         low *= np.float32(weights.rate)
@@ -326,14 +335,14 @@ def flip(probabilities: Doubles, rng: np.random.Generator) -> npt.NDArray[np.boo
     return heads
 
 
-_bound: weakref.WeakValueDictionary[tuple[int, float, float, int], BoundRows] = weakref.WeakValueDictionary()
+_bound: weakref.WeakValueDictionary[tuple[int, float, float, int, int], BoundRows] = weakref.WeakValueDictionary()
 _binding = threading.Lock()
 
 
 def bind_rows(space: WordSpace, weights: Weights) -> BoundRows:
     """The rows of ``weights`` on ``space``: one cache for all that ask, as long as anybody holds it."""
-    # The rows hold their space and their base measure, so that no other object can have the same id meanwhile.
-    key = (id(space), weights.rate, weights.cap, id(weights.log_base))
+    # The rows hold their space and their weights, so that no other object can have the same id meanwhile.
+    key = (id(space), weights.rate, weights.cap, id(weights.log_base), id(weights.knots))
     with _binding:
         rows = _bound.get(key)
         if rows is None:

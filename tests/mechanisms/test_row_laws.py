@@ -10,13 +10,16 @@ from beam_dp.embeddings.neighbours import DistanceBounds
 from beam_dp.mechanisms import row_laws
 from beam_dp.mechanisms.row_laws import BoundRows, Weights, bind_rows, flip
 
-# One cost of each kind: flat, steep enough for a last level, truncated, with a base measure.
+# Of max(d/5, 3d/5 - 1/5, d - 1) = g(d).
+KNOTS = (np.array([0.0, 0.5, 2.0, 1e4]), np.array([0.0, 0.1, 1.0, 1e4 - 1]))
+# One cost of each kind: flat, steep enough for a last level, truncated, with a base measure, bent.
 KINDS = {
     "flat": lambda size: Weights(1e-6),
     "plain": lambda size: Weights(1.0),
     "steep": lambda size: Weights(40.0),
     "truncated": lambda size: Weights(3.0, cap=1.5),
     "based": lambda size: Weights(0.7, log_base=-(np.linspace(0, 9, size) ** 2) / 8),
+    "bent": lambda size: Weights(5.0, knots=KNOTS),
 }
 
 
@@ -25,6 +28,8 @@ def slow_weight(weights):
 
     def weight(distance, word):
         base = 1.0 if weights.log_base is None else math.exp(weights.log_base[word])
+        if weights.knots is not None:
+            distance = max(distance / 5, 3 * distance / 5 - 1 / 5, distance - 1)
         return base * math.exp(-weights.rate * min(distance, weights.cap))
 
     return weight
@@ -260,15 +265,17 @@ def test_a_space_and_a_law_have_one_cache_while_somebody_holds_it(plain_space):
         Weights(1.0, 0.5),
         Weights(1.0, log_base=base),
         Weights(1.0, log_base=base - 1),
+        Weights(1.0, knots=KNOTS),
     ]
     held = [bind_rows(space, each) for each in weights]
-    assert len(set(map(id, held))) == 5 and [rows.weights for rows in held] == weights
+    assert len(set(map(id, held))) == 6 and [rows.weights for rows in held] == weights
     assert bind_rows(space, Weights(1.0)) is held[0] and bind_rows(space, Weights(1.0, log_base=base)) is held[3]
+    assert bind_rows(space, Weights(1.0, knots=KNOTS)) is held[5]
     assert bind_rows(other, Weights(1.0)) is not held[0]
     before = len(row_laws._bound)
     del held
     gc.collect()
-    assert len(row_laws._bound) == before - 5
+    assert len(row_laws._bound) == before - 6
 
 
 def test_a_coin_is_exact_to_the_last_bit():

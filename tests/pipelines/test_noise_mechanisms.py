@@ -1,4 +1,4 @@
-"""Mahalanobis, Vickrey and rank-corrected Laplace through every door: the flags, the ledger, the budget, Beam YAML."""
+"""Mechanisms that add noise and project, through every door: the flags, the ledger, the budget, Beam YAML."""
 
 import json
 import sys
@@ -12,6 +12,7 @@ from apache_beam.typehints.row_type import RowTypeConstraint
 from mechanism_flags import check_flags_and_yaml, mechanism_of, written
 
 from beam_dp import (
+    DensityLaplace,
     Ledger,
     Mahalanobis,
     PrivatizeText,
@@ -37,6 +38,8 @@ MECHANISMS = [
         ["--mechanism=rank_corrected_laplace", "--epsilon=3", "--rank_decay=1.5", "--neighbours=7"],
         RankCorrectedLaplace(3.0, 1.5, 7),
     ),
+    (["--mechanism=density_laplace", "--epsilon=3"], DensityLaplace(3.0)),
+    (["--mechanism=density_laplace", "--epsilon=3", "--bandwidth=0.7"], DensityLaplace(3.0, 0.7)),
 ]
 
 
@@ -53,8 +56,9 @@ def test_flags_and_yaml_parameters_make_the_mechanism(flags, mechanism):
         (["--mechanism=vickrey", "--epsilon=3", "--second_weight=1.5"], "second_weight must be a number from 0 to 1"),
         (["--mechanism=vickrey", "--epsilon=3", "--neighbours=5"], "--neighbours is not a parameter of vickrey"),
         (["--mechanism=rank_corrected_laplace", "--epsilon=3", "--rank_decay=-1"], "rank_decay must be a finite"),
+        (["--mechanism=density_laplace", "--epsilon=3", "--bandwidth=201"], "bandwidth must be from 1e-12 to 600/eps"),
     ],
-    ids=["no epsilon", "weight of another", "weight", "neighbours", "decay"],
+    ids=["no epsilon", "weight of another", "weight", "neighbours", "decay", "bandwidth"],
 )
 def test_parameters_that_cannot_be_right_are_refused(flags, message):
     with pytest.raises(ArgumentError, match=message):
@@ -62,7 +66,9 @@ def test_parameters_that_cannot_be_right_are_refused(flags, message):
 
 
 @pytest.mark.parametrize("search", ["exact", "annoy"])
-@pytest.mark.parametrize("mechanism", [Mahalanobis(1e6), Vickrey(1e6, 0.0), RankCorrectedLaplace(1e6)], ids=repr)
+@pytest.mark.parametrize(
+    "mechanism", [Mahalanobis(1e6), Vickrey(1e6, 0.0), RankCorrectedLaplace(1e6), DensityLaplace(1e6)], ids=repr
+)
 def test_a_pipeline_draws_each_word_and_little_noise_keeps_it(mechanism, search):
     ledger = Ledger()
     with ledger.pipeline(PipelineOptions(["--runner=FnApiRunner"])) as pipeline:
@@ -80,6 +86,7 @@ def test_ledger_has_the_diameter_in_the_metric_of_the_mechanism():
         (Mahalanobis(3.0, 0.9), Mahalanobis(3.0, 0.9).diameter(index), "mahalanobis(lambda=0.9)"),
         (Vickrey(3.0), index.diameter, "euclidean"),
         (RankCorrectedLaplace(3.0), index.diameter, "euclidean"),
+        (DensityLaplace(3.0), index.diameter, "euclidean"),
     ):
         ledger = Ledger()
         pipeline = ledger.pipeline(PipelineOptions(["--runner=FnApiRunner"]))
