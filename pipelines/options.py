@@ -27,7 +27,13 @@ from apache_beam.options.pipeline_options import (
 from beam_dp import io
 from beam_dp.errors import ArgumentError
 
-ENGINES = ("local", "local-parallel", "flink", "dataflow")
+_ENGINES = {
+    "local": "this process",
+    "local-parallel": "one worker process for each processor",
+    "flink": "a Flink on this machine, or the cluster that --flink_master names",
+    "dataflow": "the service of Google Cloud",
+}
+ENGINES = tuple(_ENGINES)
 EMBEDDED_JOB_SERVICE = "embed"
 FORMATS = ("auto", *io.FORMATS)
 _EMBEDDED_FLINK = ("[auto]", "[local]")
@@ -38,6 +44,7 @@ _DRY_RUN_HELP = (
     "check the arguments and show what the run would spend and, of a --budget_store, would leave, or why it would be "
     "refused (exit status 3); charge nothing, read and write no data (default: run)"
 )
+_REQUIRED = "the following arguments are required: "
 _USAGE = "%(prog)s [--flag=value ...]"
 _RUNNER_HINT = (
     "Every option of Beam and of the chosen runner is accepted too, e.g. --runner, --direct_num_workers, "
@@ -59,14 +66,13 @@ def _run_id(text: str) -> str:
     return text
 
 
-def declare_engine(parser: ArgumentParser) -> None:
-    """The flags of `RunOptions` that say where to run and what to show."""
+def declare_engine(parser: ArgumentParser, engines: Sequence[str] = ENGINES) -> None:
+    """The flags of `RunOptions` that say where to run, on one of ``engines``, and what to show."""
     parser.add_argument(
         "--engine",
-        choices=ENGINES,
-        help="where to run: local is this process; local-parallel one worker process for each processor; flink a "
-        "Flink on this machine, or the cluster that --flink_master names; dataflow the service of Google "
-        "Cloud (default: local, unless --runner is given)",
+        choices=engines,
+        help=f"where to run: {'; '.join(f'{engine} is {_ENGINES[engine]}' for engine in engines)} (default: local, "
+        "unless --runner is given)",
     )
     parser.add_argument(
         "--verbose",
@@ -75,24 +81,31 @@ def declare_engine(parser: ArgumentParser) -> None:
     )
 
 
-def declare_launch(parser: ArgumentParser) -> None:
-    """The flags of `RunOptions` that have nothing to do with files."""
+def declare_launch(
+    parser: ArgumentParser, *, ledger: str, replaced: str, named: str, engines: Sequence[str] = ENGINES
+) -> None:
+    """The flags of `RunOptions` that every pipeline with a ledger has.
+
+    Args:
+        parser: gets them.
+        ledger: where the ledger is without ``--ledger``.
+        replaced: what ``--overwrite`` replaces.
+        named: what ``--run_id`` names.
+        engines: that the pipeline runs on.
+    """
     parser.add_argument(
         "--ledger",
         metavar="FILE.json",
         help="write the ledger to this file too; refused when it exists, unless --overwrite is given "
-        "(default: it is in the manifest only, where there is one)",
+        f"(default: it is {ledger} only)",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace an output and a ledger that exist (default: refuse)"
-    )
+    parser.add_argument("--overwrite", action="store_true", help=f"replace {replaced} (default: refuse)")
     parser.add_argument(
         "--run_id",
         type=_run_id,
         metavar="ID",
-        help="names this run: its staging folder PREFIX.tmp-ID, if any, and its charge in --budget_store, where a "
-        "launch that is repeated under the same name is refused instead of charged twice; 1 to 64 letters, digits, "
-        "dots, hyphens or underscores (default: random)",
+        help=f"names this run: {named} in --budget_store, where a launch that is repeated under the same name is "
+        "refused instead of charged twice; 1 to 64 letters, digits, dots, hyphens or underscores (default: random)",
     )
     parser.add_argument(
         "--budget_store",
@@ -106,7 +119,7 @@ def declare_launch(parser: ArgumentParser) -> None:
         metavar="NAME",
         help="whose budget in --budget_store is charged; 'beam-dp budget create' makes one (default: none)",
     )
-    declare_engine(parser)
+    declare_engine(parser, engines)
 
 
 class RunOptions(PipelineOptions):
@@ -140,7 +153,12 @@ class RunOptions(PipelineOptions):
             metavar="N",
             help="publish nothing if more than N rows are rejected (default: 0)",
         )
-        declare_launch(parser)
+        declare_launch(
+            parser,
+            ledger="in the manifest",
+            replaced="an output and a ledger that exist",
+            named="its staging folder PREFIX.tmp-ID, and its charge",
+        )
 
 
 class EpsilonOptions(PipelineOptions):
@@ -178,7 +196,11 @@ class StrictParser(ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raises ArgumentError with argparse's message, without the word 'argument' in front of the flag."""
+        """Raises ArgumentError with argparse's message, the flag in front."""
+        missing = message.removeprefix(_REQUIRED)
+        if missing != message:
+            flag = missing.split(", ")[0]
+            raise ArgumentError(f"{flag} is required: write {flag}=VALUE")
         raise ArgumentError(message.removeprefix("argument "))
 
     def parse_strictly(self, argv: Sequence[str]) -> Namespace:
@@ -234,13 +256,16 @@ def option_classes(*classes: type[PipelineOptions]) -> list[type[PipelineOptions
     Args:
         classes: the pipeline's own options; the classes in an attribute ``shared`` of one of them belong to it, and an
             attribute ``run_options`` names a subclass of `RunOptions` that declares those of its flags which the
-            pipeline has.
+            pipeline has. A subclass of another options class may stand in its place in the same way: Beam does not know
+            it, and values are read through the class that it knows.
     """
     run: list[type[PipelineOptions]] = [cls.run_options for cls in classes if hasattr(cls, "run_options")]
     return [cls for first in classes for cls in (first, *getattr(first, "shared", ()))] + (run or [RunOptions])
 
 
-def parse_options(argv: Sequence[str], *classes: type[PipelineOptions], description: str = "") -> PipelineOptions:
+def parse_options(
+    argv: Sequence[str], *classes: type[PipelineOptions], description: str = "", dry_run: str = _DRY_RUN_HELP
+) -> PipelineOptions:
     """The options of a pipeline: those of `option_classes`, of Beam and of its runners.
 
     The preset of ``--engine`` fills the runner's flags that were not given; a missing ``--run_id`` is drawn at random.
@@ -249,6 +274,7 @@ def parse_options(argv: Sequence[str], *classes: type[PipelineOptions], descript
         argv: the command line without the program's name.
         classes: as `option_classes` takes them.
         description: what ``--help`` says first.
+        dry_run: what it says of ``--dry_run``.
 
     Raises:
         ArgumentError: see `StrictParser.parse_strictly`; also an ``--engine`` that contradicts ``--runner``.
@@ -259,7 +285,7 @@ def parse_options(argv: Sequence[str], *classes: type[PipelineOptions], descript
         parser = StrictParser(description)
         for cls in own:
             _declare(cls, parser)
-        parser.add_argument("--dry_run", action="store_true", help=_DRY_RUN_HELP)
+        parser.add_argument("--dry_run", action="store_true", help=dry_run)
         parser.epilog = _RUNNER_HINT
         _print_help(parser)
     flags = _with_dry_run_value(argv)

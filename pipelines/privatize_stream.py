@@ -69,6 +69,8 @@ from pipelines.privatize_text import MechanismOptions, PrivatizeTextOptions, pri
 from pipelines.run import budget_run, ended, show_plan
 
 FORMATS = ("text", "jsonl")
+# Beam's other runners do not read Pub/Sub in Python.
+ENGINES = ("local", "dataflow")
 # Pub/Sub takes messages of 10 MB: one half for the words drawn, so that no draw is ever too long, one for what is kept.
 LARGEST_PART = 4_500_000
 
@@ -90,7 +92,13 @@ class StreamRunOptions(RunOptions):
             default="text",
             help="what a message holds: a text, or a JSON object with it in --text_column (default: text)",
         )
-        declare_launch(parser)
+        declare_launch(
+            parser,
+            ledger="printed as a report",
+            replaced="a ledger that exists",
+            named="its charge",
+            engines=ENGINES,
+        )
 
 
 class PrivatizeStreamOptions(PipelineOptions):

@@ -1,14 +1,16 @@
 """The worst pair of words of a finite law: how much more likely an output of w is than it would be from w'.
 
-Three ways, by what is known of the law; each goes over a block of first words w against all second words w', so that
-blocks may be spread over workers and what they find merged:
+By what is known of the law there are three ways, and `beam_dp.audit.symmetric_pairs` for laws that know no distance.
+Each goes over a block of first words w against all second words w', so that blocks may be spread over workers and what
+they find merged:
 
 * `ClosedForm`: P[M(w) = y] proportional to exp(-c(w, y)). O(V) a word behind one pass for the normalisers.
 * `SparsePairs`: tables of K outputs a word. Only words with a common output are compared; for the rest delta is 1.
 * `DensePairs`: any law that gives its rows. O(V²) a word, or O(V) for each word within a radius.
 
-Results are upper bounds: distances are taken as exact to a relative `rounding` and rounded down where a smaller one
-makes the result larger, the logarithm of a ratio is raised by what float64 may have moved it.
+Results are bounds above and below. Above, distances are rounded down by a relative `rounding` where a smaller one makes
+the result larger, and the logarithm of a ratio is raised by what float64 may have moved it; below, the other way round.
+The pair with the largest bound above need not be the one with the largest bound below.
 """
 
 from __future__ import annotations
@@ -32,6 +34,12 @@ Pair = tuple[int, int]
 _UNIT = 2.0**-53
 # Sums of positive parts of at most 1e5 terms, added pairwise, are exact to less than this.
 _SUM_ROUNDING = 1e-12
+# What float64 holds with all its digits is not below this: of a smaller probability a row says no more than that.
+_SMALLEST = float(np.finfo(np.float64).tiny)
+# exp of it times _SMALLEST is above 1, and neither overflows.
+_LARGEST_EXPONENT = 709.0
+# Beyond it `factor_below` stays as it is.
+_LARGEST_FACTOR = 700.0
 _BLOCK_CELLS = 1 << 21
 _DENSE_FIRST = 32
 _DENSE_CELLS = 1 << 18
@@ -49,7 +57,9 @@ class Worst:
             w is impossible for w', or where two equal vectors have different laws.
         delta: the largest hockey-stick sum at the epsilon that was asked for; 0 where none was.
         overlap_delta: the same over pairs that are not disjoint.
-        epsilon_pair, delta_pair: where; None where nothing above 0 was found.
+        epsilon_pair, delta_pair: where; None where nothing above 0 was found, or all pairs are alike.
+        epsilon_at_least, delta_at_least: some pair has that much, maybe another one; the three above are bounds from
+            above.
     """
 
     pairs: int = 0
@@ -59,6 +69,8 @@ class Worst:
     overlap_delta: float = 0.0
     epsilon_pair: Pair | None = None
     delta_pair: Pair | None = None
+    epsilon_at_least: float = 0.0
+    delta_at_least: float = 0.0
 
     def merged(self, other: Worst) -> Worst:
         """The worst of both, the same in whichever order they come."""
@@ -72,6 +84,8 @@ class Worst:
             overlap_delta=max(self.overlap_delta, other.overlap_delta),
             epsilon_pair=epsilon_pair,
             delta_pair=delta_pair,
+            epsilon_at_least=max(self.epsilon_at_least, other.epsilon_at_least),
+            delta_at_least=max(self.delta_at_least, other.delta_at_least),
         )
 
 
@@ -82,7 +96,7 @@ def _larger(one: tuple[float, Pair | None], other: tuple[float, Pair | None]) ->
 
 
 class PairLaw(Protocol):
-    """One of the three ways."""
+    """One of the ways."""
 
     method: Method
     has_normalisers: bool
@@ -113,7 +127,8 @@ class ClosedForm:
     ε · m, since Z(w') <= exp(rate · m(w, w')) · Z(w) by the triangle inequality: that is the half in the exponent.)
 
     Rounding: with C the largest cost, a float64 cost is off by at most (dimension + 64)·u·C and ln Z by that and a
-    little for the sum, all of which is added to the log ratio of the pair before it is divided by d(w, w').
+    little for the sum. That of m and of both ln Z is added to the log ratio of the pair, or subtracted for the bound
+    below, before it is divided by d(w, w').
 
     Args:
         space: gives the distances.
@@ -131,7 +146,7 @@ class ClosedForm:
         largest = weights.rate * min(space.diameter, weights.cap)
         if weights.log_base is not None:
             largest += float(np.abs(weights.log_base).max())
-        self._slack = 2 * (rounding(space.dimension) * (largest + 2) + (math.log2(space.size) + 20) * _UNIT)
+        self._slack = 3 * rounding(space.dimension) * (largest + 2) + 2 * (math.log2(space.size) + 20) * _UNIT
 
     def log_normalisers(self, ids: WordIds) -> Doubles:
         """See `PairLaw`."""
@@ -153,19 +168,22 @@ class ClosedForm:
             words = ids[block]
             distances = self._space.exact_distances(words)
             gain = np.minimum(distances, weights.cap)
-            gain *= weights.rate / down
+            gain *= weights.rate
             gain += log_normalisers
             gain -= log_normalisers[words][:, None]
-            per_distance = _per_distance(gain, distances, self._slack, down)
-            found = found.merged(_worst_epsilon(words, per_distance, distances, self._radius))
+            differ = gain > self._slack
+            above = _per_distance(gain + self._slack, distances * down, differ)
+            below = _per_distance(gain - self._slack, distances / down, differ)
+            found = found.merged(_worst_epsilon(words, above, below, _inside(words, distances, self._radius)))
         return found
 
 
 class DensePairs:
     """Any law that gives its rows: every output of every pair is looked at.
 
-    Rows are taken as exact to what float64 does to costs as large as their largest -ln P; what underflows counts as
-    impossible, which makes epsilon infinite, and leaves delta right.
+    Rows are taken as exact to what float64 does to costs as large as their largest -ln P. For the bounds above, what
+    underflows counts as impossible, which makes epsilon infinite, and leaves delta right; for those below, a row that
+    says 0 says no more than that P is below the smallest number of float64.
 
     Args:
         space: gives the distances.
@@ -238,26 +256,33 @@ class DensePairs:
         gain = (log_law - logs).max(axis=1)
         off = rounding(self._space.dimension)
         slack, down = 4 * off * (2 - np.minimum(log_law.min(), lowest)), 1 - off
-        per_distance = _per_distance(gain, distances, slack, down)
-        first = int(np.argmax(per_distance))
-        deltas = np.zeros(len(partners))
+        above = _per_distance(gain + slack, distances * down, gain > slack)
+        sure = _without_underflow(gain, log_law, logs, lowest)
+        below = _per_distance(sure - slack, distances / down, sure > slack)
+        first = int(np.argmax(above))
+        deltas, least = np.zeros(len(partners)), 0.0
         if self._epsilon is not None:
             # Elsewhere no output exceeds its bound, and the sum is 0.
-            over = np.flatnonzero(per_distance > self._epsilon)
-            factors = factor_below(self._epsilon * distances[over] * down)
-            excess = law - factors[:, None] * others[over]
-            deltas[over] = np.minimum(np.maximum(excess, 0.0).sum(axis=1) * (1 + _SUM_ROUNDING), 1.0)
+            over = np.flatnonzero(above > self._epsilon)
+            exponents = self._epsilon * distances[over]
+            sums = _hockey_sticks(law, factor_below(exponents * down), others[over])
+            deltas[over] = np.minimum(sums * (1 + _SUM_ROUNDING), 1.0)
+            factors = np.exp(np.minimum(exponents / down + slack[over], _LARGEST_EXPONENT))
+            sums = _hockey_sticks(law, factors, np.maximum(others[over], _SMALLEST))
+            least = float((sums * np.exp(-slack[over])).max(initial=0.0)) * (1 - _SUM_ROUNDING)
         most = int(np.argmax(deltas))
         disjoint = np.isinf(gain)
         disjoint[disjoint] = (others[disjoint] == 0).all(axis=1)
         return Worst(
             pairs=len(partners),
             disjoint=int(disjoint.sum()),
-            epsilon=float(per_distance[first]),
+            epsilon=float(above[first]),
             delta=float(deltas[most]),
             overlap_delta=float(deltas[~disjoint].max(initial=0.0)),
-            epsilon_pair=_pair(word, partners[first], per_distance[first]),
+            epsilon_pair=_pair(word, partners[first], above[first]),
             delta_pair=_pair(word, partners[most], deltas[most]),
+            epsilon_at_least=max(float(below.max()), 0.0),
+            delta_at_least=least,
         )
 
 
@@ -324,10 +349,15 @@ class SparsePairs:
         common = np.bincount(pair, minlength=cells).reshape(-1, size)
         # Exactly 0 where all outputs are shared; elsewhere the difference is off by less than K roundings of 1.
         own = np.bincount(rows, mass, len(words))[:, None] - shared
-        own += 2 * self._law.ids.shape[1] * _UNIT
-        own[common == np.bincount(rows, minlength=len(words))[:, None]] = 0.0
+        off = 2 * self._law.ids.shape[1] * _UNIT
+        own += off
+        alone = common < np.bincount(rows, minlength=len(words))[:, None]
+        own[~alone] = 0.0
         delta = np.where(common == 0, 1.0, np.minimum((gain + own) * (1 + _SUM_ROUNDING), 1.0))
         delta[~inside] = 0.0
+        sure = np.maximum(gain - self._gain_rounding(exponents).reshape(-1, size), 0.0) + np.maximum(own - 2 * off, 0.0)
+        least = np.where(common == 0, 1.0, np.minimum(sure * (1 - _SUM_ROUNDING), 1.0))
+        least[~inside] = 0.0
         row, partner = np.unravel_index(int(np.argmax(delta)), delta.shape)
         disjoint = inside & (common == 0)
         pairs = int(inside.sum())
@@ -338,7 +368,19 @@ class SparsePairs:
             delta=float(delta[row, partner]),
             overlap_delta=float(delta[~disjoint].max(initial=0.0)),
             delta_pair=_pair(int(words[row]), partner, delta[row, partner]),
+            # An output that is not in a table is impossible, and no rounding made it so.
+            epsilon_at_least=math.inf if (inside & alone).any() else 0.0,
+            delta_at_least=float(least.max()),
         )
+
+    def _gain_rounding(self, exponents: Doubles) -> Doubles:
+        """By how much at most shared outputs add less to delta, if distances are longer than ``exponents`` take them.
+
+        Where a sum of p - f·q over outputs with p > f·q has a factor f that is r times as large, it is smaller by at
+        most (r - 1) times the sum of f·q, which is below that of p.
+        """
+        longer = 3 * rounding(self._space.dimension) * np.minimum(exponents, _LARGEST_FACTOR)
+        return np.where(exponents < _LARGEST_FACTOR, np.expm1(longer) + 1e-14, math.inf)
 
 
 def have_same_outputs(law: SparseLaw) -> bool:
@@ -376,20 +418,39 @@ def _inside(words: WordIds, distances: Doubles, radius: float) -> npt.NDArray[np
     return inside
 
 
-def _per_distance(gain: Doubles, distances: Doubles, slack: Doubles | float, down: float) -> Doubles:
-    """Upper bounds of log ratios ``gain``, off by at most ``slack``, per distance; equal vectors: 0 or infinite."""
+def _per_distance(log_ratios: Doubles, distances: Doubles, differ: npt.NDArray[np.bool_]) -> Doubles:
+    """``log_ratios`` per distance; of equal vectors infinite where their laws ``differ``, else 0."""
     equal = distances == 0
-    per_distance = np.divide(gain + slack, distances * down, out=np.zeros_like(gain), where=~equal)
-    per_distance[equal & (np.abs(gain) > slack)] = math.inf
+    per_distance = np.divide(log_ratios, distances, out=np.zeros_like(log_ratios), where=~equal)
+    per_distance[equal & differ] = math.inf
     return per_distance
 
 
-def _worst_epsilon(words: WordIds, per_distance: Doubles, distances: Doubles, radius: float) -> Worst:
-    inside = _inside(words, distances, radius)
-    per_distance[~inside] = 0.0
-    row, partner = np.unravel_index(int(np.argmax(per_distance)), per_distance.shape)
-    epsilon = per_distance[row, partner]
-    return Worst(pairs=int(inside.sum()), epsilon=float(epsilon), epsilon_pair=_pair(int(words[row]), partner, epsilon))
+def _without_underflow(gain: Doubles, log_law: Doubles, logs: Doubles, lowest: Doubles) -> Doubles:
+    """``gain``, the largest of ``log_law - logs`` (m, V), with what float64 cannot hold as large as it may be."""
+    smallest = math.log(_SMALLEST)
+    vague = np.flatnonzero(np.isinf(gain) | (lowest < smallest))
+    sure = gain.copy()
+    sure[vague] = (log_law - np.maximum(logs[vague], smallest)).max(axis=1)
+    return sure
+
+
+def _hockey_sticks(law: Doubles, factors: Doubles, others: Doubles) -> Doubles:
+    """The sums of the positive parts of ``law`` (V,) less ``factors`` (m,) times ``others`` (m, V): (m,)."""
+    return np.maximum(law - factors[:, None] * others, 0.0).sum(axis=1)
+
+
+def _worst_epsilon(words: WordIds, above: Doubles, below: Doubles, inside: npt.NDArray[np.bool_]) -> Worst:
+    """The worst of the pairs ``inside`` by bounds of their epsilon, (n, V) each."""
+    above[~inside] = 0.0
+    below[~inside] = 0.0
+    row, partner = np.unravel_index(int(np.argmax(above)), above.shape)
+    return Worst(
+        pairs=int(inside.sum()),
+        epsilon=float(above[row, partner]),
+        epsilon_pair=_pair(int(words[row]), partner, above[row, partner]),
+        epsilon_at_least=max(float(below.max()), 0.0),
+    )
 
 
 def _pair(word: int, partner: np.integer, value: float) -> Pair | None:

@@ -85,6 +85,12 @@ class BoundWordRandomizedResponse:
         """See `beam_dp.mechanisms.base.BoundMechanism.sample`."""
         return self._response.respond(ids, rng)
 
+    @property
+    def log_probabilities(self) -> tuple[float, float]:
+        """ln p of the word itself and ln q of each other word: finite also where q underflows; see the claim."""
+        log_keep = -math.log1p((self._response.categories - 1) * math.exp(-self._response.epsilon))
+        return log_keep, log_keep - self._response.epsilon
+
     def law_rows(self, ids: WordIds) -> Doubles:
         """See `beam_dp.mechanisms.base.FiniteLaw`."""
         keep = self._response.keep_probability

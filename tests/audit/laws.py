@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 from typing import ClassVar
 
 import numpy as np
 
 from beam_dp.guarantees import MetricGuarantee
+from beam_dp.mechanisms.row_laws import BoundRows
+from beam_dp.mechanisms.word_exponential import Exponential
 
 
 class BoundMatrix:
@@ -54,6 +57,14 @@ class MatrixMechanism:
         return BoundMatrix(np.array(self.matrix))
 
 
+@dataclass(frozen=True)
+class HalfDropped(Exponential):
+    """The exponential mechanism with the whole of epsilon in its exponent."""
+
+    def bind(self, space) -> BoundRows:
+        return Exponential(2 * self.epsilon).bind(space)
+
+
 def exponential_matrix(distances: np.ndarray, rate: float, cap: float = math.inf) -> np.ndarray:
     """P[w, y] proportional to exp(-rate * min(d(w, y), cap))."""
     weights = np.array([[math.exp(-rate * min(float(d), cap)) for d in row] for row in distances])
@@ -71,6 +82,21 @@ def defined_epsilon(matrix: np.ndarray, distances: np.ndarray, radius: float = m
                 if a > 0:
                     worst = max(worst, math.inf if b == 0 else (math.log(a) - math.log(b)) / distances[w, v])
     return worst
+
+
+def decimal_epsilon(points: np.ndarray, rate: float) -> Decimal:
+    """`defined_epsilon` of the exponential law on a line, with fifty digits."""
+    with localcontext() as context:
+        context.prec = 50
+        places = [Decimal(float(x)) for x in points]
+        costs = [[Decimal(rate) * abs(x - y) for y in places] for x in places]
+        normalisers = [sum((-cost).exp() for cost in row).ln() for row in costs]
+        return max(
+            (costs[w][v] + normalisers[v] - normalisers[w]) / abs(places[w] - places[v])
+            for w in range(len(places))
+            for v in range(len(places))
+            if places[v] != places[w]
+        )
 
 
 def defined_delta(matrix: np.ndarray, distances: np.ndarray, epsilon: float, radius: float = math.inf) -> float:

@@ -4,11 +4,18 @@ import dataclasses
 import hashlib
 import json
 import math
-from decimal import Decimal, localcontext
+from decimal import Decimal
 
 import numpy as np
 import pytest
-from laws import MatrixMechanism, defined_delta, defined_epsilon, exponential_matrix
+from laws import (
+    HalfDropped,
+    MatrixMechanism,
+    decimal_epsilon,
+    defined_delta,
+    defined_epsilon,
+    exponential_matrix,
+)
 
 from beam_dp.audit import certify
 from beam_dp.audit.certificates import plan_certificate
@@ -83,21 +90,6 @@ def test_the_worst_pair_is_named(plain_space):
     assert mirrored.epsilon == pytest.approx(found.epsilon, rel=1e-9)
 
 
-def decimal_epsilon(points: np.ndarray, rate: float) -> Decimal:
-    """`defined_epsilon` of the exponential law on a line, with fifty digits."""
-    with localcontext() as context:
-        context.prec = 50
-        places = [Decimal(float(x)) for x in points]
-        costs = [[Decimal(rate) * abs(x - y) for y in places] for x in places]
-        normalisers = [sum((-cost).exp() for cost in row).ln() for row in costs]
-        return max(
-            (costs[w][v] + normalisers[v] - normalisers[w]) / abs(places[w] - places[v])
-            for w in range(len(places))
-            for v in range(len(places))
-            if places[v] != places[w]
-        )
-
-
 def test_a_certificate_is_an_upper_bound_where_rounding_counts_most(plain_space):
     # The worst pair is of words that are nearly the same, seen from a crowd that all look the same way: what rounding
     # moves their normalisers by is divided by next to nothing.
@@ -111,6 +103,7 @@ def test_a_certificate_is_an_upper_bound_where_rounding_counts_most(plain_space)
             found = certify(mechanism, space)
             assert set(found.pair) == {0, 1}
             assert exact <= Decimal(found.epsilon) <= exact + Decimal("1e-4")
+            assert exact - Decimal("1e-4") <= Decimal(found.epsilon_at_least) <= exact
 
 
 def test_equal_vectors_have_equal_laws(plain_space):
@@ -220,8 +213,10 @@ def test_a_radius_leaves_out_the_pairs_beyond_it(plain_space):
         near = (space.distances <= radius).sum() - 25
         closed = certify(Exponential(3.0), space, radius=radius)
         assert above(closed.epsilon, defined_epsilon(exponential, space.distances, radius))
+        assert above(defined_epsilon(exponential, space.distances, radius), closed.epsilon_at_least)
         dense = certify(MatrixMechanism.of(matrix, 1.0, 0.1), space, radius=radius)
         assert above(dense.pure_epsilon, defined_epsilon(matrix, space.distances, radius))
+        assert above(defined_epsilon(matrix, space.distances, radius), dense.epsilon_at_least)
         assert above(dense.delta, defined_delta(matrix, space.distances, 1.0, radius))
         sparse = certify(tables, space, radius=radius)
         assert above(sparse.delta, defined_delta(rows, space.distances, 3.0, radius))
@@ -270,14 +265,6 @@ def test_small_blocks_of_each_way_find_the_same(plain_space, monkeypatch):
 
 
 # Planted bugs: what a certificate is for.
-
-
-@dataclasses.dataclass(frozen=True)
-class HalfDropped(Exponential):
-    """The exponential mechanism with the whole of epsilon in its exponent."""
-
-    def bind(self, space):
-        return Exponential(2 * self.epsilon).bind(space)
 
 
 def test_a_half_that_is_missing_shows_as_twice_the_claim(plain_space):
@@ -353,6 +340,7 @@ def test_the_digest_is_of_all_that_is_said(plain_space):
     fields = json.loads(found.to_json())
     assert fields["digest"] == found.digest
     assert fields["sentence"] == found.sentence()
+    assert (fields["verdict"], fields["holds"], fields["certificate_version"]) == ("holds", True, 2)
     stated = {name: fields[name] for name in dataclasses.asdict(found)}
     assert found.digest == hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
     assert found.digest == certify(Exponential(2.0), plain_space(points(9, 2))).digest
@@ -369,7 +357,8 @@ def test_the_tables_of_a_law_are_named_by_their_digest(plain_space):
 
 def test_a_claim_that_is_not_made_neither_holds_nor_fails(plain_space):
     found = certify(MatrixMechanism.of(np.full((3, 3), 1 / 3), None), plain_space(points(3, 2)))
-    assert (found.holds, found.slack, found.pure_epsilon) == (None, None, found.epsilon)
+    assert (found.verdict, found.holds, found.slack) == ("nothing claimed", None, None)
+    assert (found.pure_epsilon, found.epsilon_at_least) == (found.epsilon, 0.0)
     assert found.epsilon < 1e-10
     assert "no finite guarantee is claimed" in found.sentence()
 

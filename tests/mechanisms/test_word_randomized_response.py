@@ -2,6 +2,7 @@ import json
 import math
 import sys
 from datetime import datetime, timezone
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,6 @@ from projections import independence_pvalue
 
 from beam_dp import BudgetStore, Ledger, Limit, PrivatizeText, Share, Shares, open_index, resolve_index
 from beam_dp.accounting.report.explain import explain
-from beam_dp.audit import certify
 from beam_dp.errors import ArgumentError, BudgetExceededError
 from beam_dp.guarantees import LocalGuarantee
 from beam_dp.mechanisms import MECHANISMS, FiniteLaw, WordRandomizedResponse, randomized_response
@@ -139,9 +139,14 @@ def test_large_epsilons_keep_the_word(rng):
         assert np.array_equal(WordRandomizedResponse(epsilon).bind(words(300)).sample(ids, rng), ids)
 
 
-def test_there_is_no_certificate_in_a_metric(plain_space):
-    with pytest.raises(ArgumentError, match="must promise metric privacy, not local privacy"):
-        certify(WordRandomizedResponse(1.0), plain_space(np.eye(3)))
+def test_the_logarithms_of_the_law_are_the_definition_also_where_it_underflows():
+    for size, epsilon in ((2, 0.5), (300, 6.0), (300, 60.0), (20_000, 2000.0)):
+        keep, change = WordRandomizedResponse(epsilon).bind(words(size)).log_probabilities
+        with localcontext() as context:
+            context.prec = 1000
+            total = Decimal(epsilon).exp() + size - 1
+            assert keep == pytest.approx(float(Decimal(epsilon) - total.ln()), rel=1e-14, abs=1e-300)
+            assert change == pytest.approx(float(-total.ln()), rel=1e-14)
 
 
 def test_flags_and_yaml_parameters_make_the_mechanism():

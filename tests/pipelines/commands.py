@@ -1,4 +1,4 @@
-"""Runs the command lines as a person does: as processes of their own."""
+"""Runs the command lines: as a person does, as processes of their own, and within this process, which costs less."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from pipelines.main import run_main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,6 +28,18 @@ def run_module(module: str, *arguments: str, **options) -> subprocess.CompletedP
         check=False,
         **options,
     )
+
+
+def run_here(
+    capfd: pytest.CaptureFixture[str], program: ModuleType, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """``program`` as `run_module` runs it, but in this process, which has imported everything already.
+
+    What the start and the end of a process do is left to the tests that start one.
+    """
+    capfd.readouterr()
+    status = run_main(program.main, arguments)
+    return subprocess.CompletedProcess([program.__name__, *arguments], status, *capfd.readouterr())
 
 
 def refusal(done: subprocess.CompletedProcess[str], status: int = 2) -> str:

@@ -297,9 +297,34 @@ def test_help_of_every_flag_tells_its_default_and_choices(capsys: pytest.Capture
     with pytest.raises(SystemExit):
         parse_options(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
+    assert "--run_id ID names this run: its staging folder PREFIX.tmp-ID, and its charge in --budget_store" in shown
+    assert "--overwrite replace an output and a ledger that exist (default: refuse)" in shown
     assert f"--format {{{','.join(FORMATS)}}}" in shown
     assert f"--engine {{{','.join(ENGINES)}}}" in shown
     assert "write the ledger to this file too; refused when it exists, unless --overwrite is given" in shown
+
+
+def test_help_of_a_dry_run_is_that_of_the_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
+    for given, said in (({}, "show what the run would spend"), ({"dry_run": "spends nothing"}, "spends nothing")):
+        with pytest.raises(SystemExit):
+            parse_options(["--help"], **given)  # type: ignore[arg-type]
+        assert f"--dry_run {said}" in " ".join(capsys.readouterr().out.replace("check the arguments and", "").split())
+
+
+class _TextOptionsThatRequire(_TextOptions):
+    """In the place of `_TextOptions`, for the parser alone."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: Any) -> None:
+        parser.add_argument("--example_epsilon", type=float, required=True)
+
+
+def test_a_pipeline_may_require_what_others_need_not(capsys: pytest.CaptureFixture[str]) -> None:
+    options = parse_options(["--example_epsilon=2"], _TextOptionsThatRequire)
+    assert options.view_as(_TextOptions).example_epsilon == 2
+    with pytest.raises(ArgumentError, match=r"^--example_epsilon is required: write --example_epsilon=VALUE$"):
+        parse_options(["--input=a"], _TextOptionsThatRequire)
+    assert parse_options([]).view_as(_TextOptions).example_epsilon is None
 
 
 def test_formats_are_those_that_can_be_read_and_written() -> None:
@@ -314,7 +339,7 @@ def test_programs_without_a_pipeline_parse_as_strictly(capsys: pytest.CaptureFix
     given = parse_flags(["--vectors=a"], declare, description="Builds.")
     assert (given.vectors, given.trees) == ("a", 50)
     for argv, named in (
-        ([], "--vectors"),
+        ([], "^--vectors is required: write --vectors=VALUE$"),
         (["--vectors=a", "--tree=3"], "did you mean --trees"),
         (["--vectors=a", "--trees=x"], "--trees: invalid int value"),
     ):

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from commands import ROOT, refusal, run_module
+from commands import ROOT, refusal, run_here
 
 from beam_dp import Ledger, resolve_index
 from beam_dp.accounting.budget import BudgetStore, Limit
@@ -106,8 +106,8 @@ NEEDED = {
     "rejects nowhere": ([*FLAGS, "--rejects_topic=private"], "--rejects_topic must be projects/PROJECT/topics/NAME"),
     "rejects with the rest": ([*FLAGS, f"--rejects_topic={TOPIC}"], "another topic than --output_topic"),
     "columns of a text": ([*FLAGS, "--keep_columns=id"], "--keep_columns goes with --format=jsonl"),
-    "processes": ([*FLAGS, "--engine=local-parallel"], "--engine must be local or dataflow"),
-    "flink": ([*FLAGS, "--engine=flink"], "--engine must be local or dataflow"),
+    "processes": ([*FLAGS, "--engine=local-parallel"], "'local-parallel' (choose from 'local', 'dataflow')"),
+    "flink": ([*FLAGS, "--engine=flink"], "--engine: invalid choice: 'flink' (choose from 'local', 'dataflow')"),
     "another runner": ([*FLAGS, "--runner=FnApiRunner"], "--engine must be local or dataflow"),
     "ids here": ([*FLAGS, "--id_label=id"], "--id_label goes with --engine=dataflow"),
     "at least once": (
@@ -129,6 +129,18 @@ def test_what_cannot_work_is_refused(case: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         require_stream(parse_options(flags, PrivatizeStreamOptions))
     assert message in str(caught.value)
+
+
+def test_help_tells_of_nothing_that_a_stream_has_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_options(["--help"], PrivatizeStreamOptions)
+    options = " ".join(capsys.readouterr().out.split("options:\n")[1].split())
+    assert "--engine {local,dataflow} where to run: local is this process; dataflow is the service of Google" in options
+    assert "--run_id ID names this run: its charge in --budget_store, where a launch that" in options
+    assert "--overwrite replace a ledger that exists (default: refuse)" in options
+    assert "unless --overwrite is given (default: it is printed as a report only)" in options
+    for word in ("staging", "shard", "manifest", "PREFIX", "an output", "local-parallel"):
+        assert word not in options
 
 
 def test_a_text_that_might_not_fit_a_message_is_refused_before_it_is_drawn() -> None:
@@ -249,9 +261,11 @@ def test_texts_from_end_to_end(tmp_path: Path) -> None:
     assert not (tmp_path / "other.json").exists()
 
 
-def test_a_budget_that_names_its_inputs_is_for_their_subscription_alone(tmp_path: Path) -> None:
+def test_a_budget_that_names_its_inputs_is_for_their_subscription_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     _, flags = budget(tmp_path, "pubsub://projects/acme-privacy/subscriptions/other")
-    done = run_module("pipelines.privatize_stream", *FLAGS, *flags, "--dry_run")
+    done = run_here(capfd, privatize_stream, *FLAGS, *flags, "--dry_run")
     assert "1 of the input files do not belong to data set tickets" in refusal(done)
 
 
@@ -281,9 +295,9 @@ def test_rows_from_end_to_end_when_publishing_fails_at_first(tmp_path: Path) -> 
     assert CANARY not in (tmp_path / "said").read_text()
 
 
-def test_a_dry_run_shows_the_plan_and_charges_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_shows_the_plan_and_charges_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     store, flags = budget(tmp_path)
-    done = run_module("pipelines.privatize_stream", *FLAGS, *flags, "--dry_run")
+    done = run_here(capfd, privatize_stream, *FLAGS, *flags, "--dry_run")
     assert done.returncode == 0, done.stderr
     assert "MultivariateLaplace(epsilon=8.0)" in done.stdout
     assert "would be charged to data set tickets" in done.stdout
