@@ -4,9 +4,10 @@
         [--seconds=0.2]
 
 Overwrites that file and the picture of the same name (PNG). It goes over `beam_dp.mechanisms.MECHANISMS` with default
-parameters; one that refuses the index is named with its reason. Advice and frame are `benchmarks/choosing.md`. It runs
-on one core with one BLAS thread for about five minutes, half of them the integrals of truncated_gumbel, and leaves no
-tables in the cache of the machine.
+parameters; one that refuses the index is named with its reason. Those for a Poincaré index are measured on two of
+`benchmarks.poincare`, for which gensim must be installed. Advice and frame are `benchmarks/choosing.md`. It runs on one
+core with one BLAS thread for about five minutes, half of them the integrals of truncated_gumbel, and leaves no tables
+in the cache of the machine.
 """
 
 from __future__ import annotations
@@ -16,25 +17,34 @@ import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from scipy import special
 
-from beam_dp import embeddings, open_index, resolve_index
+from beam_dp import IndexRef, embeddings, open_index, resolve_index
 from beam_dp.accounting.report.pictures import require_matplotlib
 from beam_dp.audit import Deniability, plausible_deniability
 from beam_dp.embeddings import EmbeddingIndex
 from beam_dp.errors import ArgumentError, ResourceError, require_count, require_positive
 from beam_dp.guarantees import Guarantee, MetricGuarantee
-from beam_dp.mechanisms import MECHANISMS, BoundMechanism, TruncatedGumbel, WordMechanism
+from beam_dp.mechanisms import (
+    MECHANISMS,
+    BoundMechanism,
+    Exponential,
+    HyperbolicLaplace,
+    TruncatedGumbel,
+    WordMechanism,
+)
 from beam_dp.mechanisms.base import WordIds, diameter_of
 from beam_dp.randomness import SecureSource
 from beam_dp.text.privatize import TextOptions, TextPrivatizer, encode
 from benchmarks.choosing_page import page, picture
 from benchmarks.measure import cpu_seconds, declare_cores, machine, pin, restart_with_one_blas_thread
+from benchmarks.poincare import few_mammals, mammals, require_data
 from pipelines.demo import UTTERANCES
 from pipelines.main import progress, run_main, summary
 from pipelines.options import parse_flags
@@ -46,6 +56,8 @@ SHOWN = 10
 
 # Curves are measured at powers of the root of 2: from 4 outwards until N_w is beyond the targets, or here.
 _FIRST, _LOWEST, _HIGHEST = 4, -14, 20
+# What counts of hyperbolic noise is how far epsilon is above the least that there is, however little that be.
+_LOWEST_ABOVE = -20
 _FLOOR, _FLAT, _STEEP = 0.4, 0.02, 0.2
 _MOST_WORDS = 1 << 22
 
@@ -103,6 +115,50 @@ class Chosen:
     texts: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class OnPoincare:
+    """One mechanism on a Poincaré index.
+
+    Attributes:
+        name: in `MECHANISMS`, and what differs from its defaults.
+        curve: by ascending epsilon.
+        targets: where N_w is near each of `TARGETS`; None where it is not met.
+        words_per_second: of `BoundMechanism.sample`, by CPU second, of words drawn before, at ``example``.
+        example: where the middle one of `TARGETS` is met, or else what is `nearest`.
+        words: what `Hierarchy.words` became there.
+    """
+
+    name: str
+    curve: tuple[Point, ...]
+    targets: tuple[Point | None, ...]
+    words_per_second: float
+    example: Point
+    words: tuple[str, ...]
+
+    def nearest(self, target: float) -> Point:
+        """What comes nearest to a ``target`` that is not met."""
+        return _nearest(self.curve, target)
+
+
+def _nearest(curve: tuple[Point, ...], target: float) -> Point:
+    return curve[0] if target < curve[0].kept else curve[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Hierarchy:
+    """A Poincaré index and what its mechanisms do on it.
+
+    Attributes:
+        index: which.
+        words: `SHOWN` of its words, from the first to the last.
+        measured: each mechanism.
+    """
+
+    index: EmbeddingIndex
+    words: tuple[str, ...]
+    measured: tuple[OnPoincare, ...]
+
+
 def declare(parser: ArgumentParser) -> None:
     """Adds the flags of this command to ``parser``."""
     parser.add_argument(
@@ -131,6 +187,7 @@ def main(argv: list[str]) -> None:
         require_count(f"--{name}", getattr(flags, name))
     require_positive("--seconds", flags.seconds)
     require_matplotlib()
+    require_data()
     index = open_index(resolve_index(flags.index), "exact")
     found = machine(pin(flags.cores, 1))
     folder = Path(embeddings.__file__).with_name("default") if flags.index is None else Path(flags.index)
@@ -141,19 +198,36 @@ def main(argv: list[str]) -> None:
     for name in MECHANISMS:
         with tempfile.TemporaryDirectory(prefix="beam_dp_choosing_") as cache, progress(f"measuring {name}"):
             # An index object of its own, so that no mechanism finds what another one has computed.
-            alone = EmbeddingIndex(folder, index.manifest, index.digest, index.search, Path(cache))
+            alone = _alone(index, folder, Path(cache))
             try:
                 chosen.append(measured(name, alone, flags, texts))
             except ArgumentError as error:
                 refused[name] = str(error)
+    hierarchies = []
+    for make in (mammals, few_mammals):
+        with tempfile.TemporaryDirectory(prefix="beam_dp_choosing_") as scratch, progress(f"measuring {make.__name__}"):
+            hierarchies.append(hierarchy_of(make, Path(scratch), flags))
     image = output.with_suffix(".png")
     drawn = picture(chosen)
     text = page(
-        chosen, refused, texts[:SHOWN], index=index, image=image.name, found=found, words=flags.words, runs=flags.runs
+        chosen,
+        refused,
+        texts[:SHOWN],
+        hierarchies,
+        index=index,
+        image=image.name,
+        found=found,
+        words=flags.words,
+        runs=flags.runs,
     )
     image.write_bytes(drawn)
     output.write_text(text, encoding="utf-8")
     summary(f"written: {output}", f"written: {image}")
+
+
+def _alone(index: EmbeddingIndex, folder: Path, cache: Path) -> EmbeddingIndex:
+    """``index``, which is in ``folder``, with nothing computed and a cache of its own."""
+    return EmbeddingIndex(folder, index.manifest, index.digest, index.search, cache)
 
 
 def varied(name: str) -> tuple[str, Callable[[float], WordMechanism]]:
@@ -174,7 +248,7 @@ def measured(name: str, index: EmbeddingIndex, flags: Namespace, texts: list[str
     """
     parameter, make = varied(name)
     generator = SecureSource().generator
-    words = np.unique(np.linspace(0, index.size - 1, min(flags.words, index.size)).round().astype(np.int32))
+    words = _spread(index, flags.words)
     first_use = cpu_seconds(lambda: make(2 ** (_FIRST / 2)).bind(index).sample(words[:1], generator))
 
     def at(value: float) -> Point:
@@ -204,8 +278,72 @@ def measured(name: str, index: EmbeddingIndex, flags: Namespace, texts: list[str
     )
 
 
-def curve_of(at: Callable[[float], Point]) -> tuple[Point, ...]:
-    """Points at powers of the root of 2, from below the lowest to above the highest of `TARGETS`."""
+def hierarchy_of(make: Callable[[Path], IndexRef], scratch: Path, flags: Namespace) -> Hierarchy:
+    """Everything about the Poincaré index that ``make`` makes in ``scratch``."""
+    folder = scratch / "index"
+    index = _alone(open_index(make(folder), "exact"), folder, scratch)
+    gc.freeze()  # gensim, too
+    shown = _spread(index, SHOWN)
+    least = index.dimension - 1
+    laws: tuple[tuple[str, Callable[[float], WordMechanism], float], ...] = (
+        ("hyperbolic_laplace", HyperbolicLaplace, least),
+        ("hyperbolic_laplace, prefer_general", partial(HyperbolicLaplace, prefer_general=True), least),
+        ("exponential", Exponential, 0),
+    )
+    found = tuple(_on_poincare(name, law, above, index, shown, flags) for name, law, above in laws)
+    return Hierarchy(index, _words(index, shown), found)
+
+
+def _on_poincare(
+    name: str,
+    make: Callable[[float], WordMechanism],
+    least: float,
+    index: EmbeddingIndex,
+    shown: WordIds,
+    flags: Namespace,
+) -> OnPoincare:
+    """One mechanism, of which every epsilon above ``least`` exists; what varies along its curve is how far above."""
+    words = _spread(index, flags.words)
+
+    def at(above: float) -> Point:
+        return Point(above, plausible_deniability(make(least + above), index, flags.runs, words=words))
+
+    def named(point: Point) -> Point:
+        return replace(point, parameter=least + point.parameter)
+
+    met = curve_of(at, _LOWEST_ABOVE)
+    values = [parameter_for(met, target) for target in TARGETS]
+    targets = tuple(None if value is None else named(at(value)) for value in values)
+    curve = tuple(map(named, met))
+    example = targets[MIDDLE] or _nearest(curve, TARGETS[MIDDLE])
+    bound = make(example.parameter).bind(index)
+    _, rate = kernel_cost(bound, np.arange(index.size, dtype=np.int32), flags.seconds)
+    return OnPoincare(
+        name=name,
+        curve=curve,
+        targets=targets,
+        words_per_second=rate,
+        example=example,
+        words=_words(index, bound.sample(shown, SecureSource().generator)),
+    )
+
+
+def _spread(index: EmbeddingIndex, count: int) -> WordIds:
+    """Ids of ``count`` words, or of all if there are fewer, spread from the first to the last."""
+    return np.unique(np.linspace(0, index.size - 1, min(count, index.size)).round().astype(np.int32))
+
+
+def _words(index: EmbeddingIndex, ids: WordIds) -> tuple[str, ...]:
+    return tuple(index.words.take(pa.array(ids)).to_pylist())
+
+
+def curve_of(at: Callable[[float], Point], lowest: int = _LOWEST) -> tuple[Point, ...]:
+    """Points at powers of the root of 2, from below the lowest to above the highest of `TARGETS`.
+
+    Args:
+        at: what is measured at a value.
+        lowest: the least power.
+    """
     points: dict[int, Point] = {}
 
     def kept(step: int) -> float:
@@ -215,7 +353,7 @@ def curve_of(at: Callable[[float], Point]) -> tuple[Point, ...]:
 
     low = high = _FIRST
     # Among few candidates, a word stays itself now and then however small the parameter is.
-    while kept(low) > TARGETS[0] / 2 and low > _LOWEST and (kept(low) > _FLOOR or kept(low + 2) - kept(low) > _FLAT):
+    while kept(low) > TARGETS[0] / 2 and low > lowest and (kept(low) > _FLOOR or kept(low + 2) - kept(low) > _FLAT):
         low -= 2
     while kept(high) < (1 + TARGETS[-1]) / 2 and high < _HIGHEST:
         high += 2

@@ -17,7 +17,7 @@ from benchmarks.measure import number, version_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from benchmarks.choosing import Chosen, Point
+    from benchmarks.choosing import Chosen, Hierarchy, OnPoincare, Point
 
 _TEMPLATE = Path(__file__).with_name("choosing.md")
 # The palette of Okabe and Ito, without yellow, which is lost on white.
@@ -37,13 +37,24 @@ _HEADINGS = (
     "first use",
     "new word",
 )
+_POINCARE_HEADINGS = (
+    "index",
+    "mechanism",
+    "N_w ≈ 0.1",
+    "N_w ≈ 0.5",
+    "N_w ≈ 0.9",
+    "neighbours",
+    "words/CPU-s",
+)
 _MIDDLE = 1
+_SHARES = (0.1, 0.5, 0.9)
 
 
 def page(
     chosen: Sequence[Chosen],
     refused: Mapping[str, str],
     texts: Sequence[str],
+    hierarchies: Sequence[Hierarchy],
     *,
     index: EmbeddingIndex,
     image: str,
@@ -57,6 +68,7 @@ def page(
         chosen: what was measured.
         refused: why the other mechanisms refuse the index, by name.
         texts: the utterances that each mechanism was given.
+        hierarchies: what was measured on Poincaré indexes.
         index: what all was drawn on.
         image: the file name of the picture.
         found: from `benchmarks.measure.machine`.
@@ -73,6 +85,9 @@ def page(
         table="\n".join(lines),
         notes="\n".join(notes),
         examples="\n\n".join(_example(place, text, chosen) for place, text in enumerate(texts)),
+        poincare_indexes="\n".join(map(_described, hierarchies)),
+        poincare_table=_poincare_table(hierarchies),
+        poincare_words="\n\n".join(map(_poincare_words, hierarchies)),
         image=image,
         size=f"{index.size:,}",
         dimension=index.dimension,
@@ -87,6 +102,45 @@ def page(
         words=f"{words:,}",
         runs=f"{runs:,}",
     )
+
+
+def _described(one: Hierarchy) -> str:
+    index = one.index
+    return (
+        f"- **{_short(one)}**: {index.manifest.source}. The nearest other word is "
+        f"{index.manifest.distances.median_neighbour:.3g} away (median), no two words are more than "
+        f"{index.diameter:.3g} apart. Index `{index.digest}`."
+    )
+
+
+def _short(one: Hierarchy) -> str:
+    return f"{one.index.size:,} words, d = {one.index.dimension}"
+
+
+def _poincare_table(hierarchies: Sequence[Hierarchy]) -> str:
+    lines = [_row(_POINCARE_HEADINGS), _row(["---"] * len(_POINCARE_HEADINGS))]
+    for one in hierarchies:
+        median = one.index.manifest.distances.median_neighbour
+        for law in one.measured:
+            near, rate = law.example.parameter * median, float(f"{law.words_per_second:.2g}")
+            cells = [_reached(law, place) for place in range(len(_SHARES))]
+            lines.append(_row([_short(one), f"`{law.name}`", *cells, f"{near:.3g}", number(rate)]))
+    return "\n".join(lines)
+
+
+def _reached(law: OnPoincare, place: int) -> str:
+    """Where a share of kept words is met, or what comes nearest to it."""
+    point = law.targets[place]
+    if point is not None:
+        return f"**ε {point.parameter:.4g}**: {point.kept:.2f}, {point.found.distinct.mean():.0f}"
+    end = law.nearest(_SHARES[place])
+    return f"not met: {end.kept:.3f} at ε {end.parameter:.4g}"
+
+
+def _poincare_words(one: Hierarchy) -> str:
+    headings = [f"`{law.name}` at ε {law.example.parameter:.4g}, N_w {law.example.kept:.2f}" for law in one.measured]
+    rows = zip(one.words, *(law.words for law in one.measured), strict=True)
+    return "\n".join(map(_row, ([_short(one), *headings], ["---"] * (1 + len(headings)), *rows)))
 
 
 def picture(chosen: Sequence[Chosen]) -> bytes:

@@ -1,8 +1,9 @@
 """Other packages' word mechanisms, measured one by one in processes of their own.
 
-A peer gets the same vocabulary, epsilon and words, and is called as its documentation says. Its process is timed after
-its construction, so that loading vectors and training an index cost it nothing. What it prints is dropped, and it is
-kept from downloading anything.
+A peer gets the same vocabulary, epsilon and words, and is called as its documentation says. What else it wants is as
+in the mechanism of ours, where that has it, and else as its documentation has it. Its process is timed after its
+construction, so that loading vectors and training an index cost it nothing. What it prints is dropped, and it is kept
+from downloading anything.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from beam_dp import resolve_index
+from beam_dp import Mahalanobis, Vickrey, resolve_index
 from beam_dp.embeddings import EmbeddingIndex, open_index
 from benchmarks.measure import version_of
 
@@ -30,7 +31,18 @@ _SECONDS = 1800
 # One call of pypantera keeps float64 arrays of (words, V, d), 81 MB a word at 33,860 x 300.
 _PYPANTERA_WORDS = 4
 
-Draw = Callable[[Sequence[str]], object]
+# The module of each of pypantera's mechanisms, and what it wants beside vectors and epsilon. The wheel installs the
+# package under the name "src".
+_PYPANTERA: Mapping[str, tuple[str, Mapping[str, float]]] = MappingProxyType(
+    {
+        "CMP": ("src.EmbeddingPerturbationMechanism.cmp", {}),
+        "Mahalanobis": ("src.EmbeddingPerturbationMechanism.mahalanobis", {"lam": Mahalanobis.covariance_weight}),
+        "VickreyCMP": ("src.EmbeddingPerturbationMechanism.vickrey", {"t": Vickrey.second_weight}),
+        "TEM": ("src.SamplingPerturbationMechanism.tem", {"beta": 0.001}),
+    }
+)
+
+Draw = Callable[[Sequence[str]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,11 @@ class Peer:
 PEERS: Mapping[str, tuple[Peer, ...]] = MappingProxyType(
     {
         "multivariate_laplace": (Peer("pypantera", "CMP"), Peer("mldp-text", "MultivariateCalibrated")),
+        "mahalanobis": (Peer("pypantera", "Mahalanobis"), Peer("mldp-text", "Mahalanobis")),
+        # mldp-text's leaves out the word itself where that is the nearest, and chooses by a softmax.
+        "vickrey": (Peer("pypantera", "VickreyCMP"), Peer("mldp-text", "VickreyMechanism")),
         "truncated_gumbel": (Peer("mldp-text", "TruncatedGumbel"),),
+        "truncated_exponential": (Peer("pypantera", "TEM"), Peer("mldp-text", "TEM")),
     }
 )
 """The peers of each mechanism of ours."""
@@ -95,48 +111,59 @@ def measure_peer(task: Task) -> tuple[float | None, str]:
 
 def _run(task: Task) -> float:
     """CPU seconds of the draws alone, in this process."""
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory(prefix="beam_dp_peer_") as folder:
-        index = open_index(resolve_index(task.index))
-        make = _pypantera if task.peer.distribution == "pypantera" else _mldp_text
-        draw = make(task, index, Path(folder))
+    with contextlib.redirect_stdout(io.StringIO()):
+        draw = drawing(task)
         draw(task.words[:1])
         begin = time.process_time()
         draw(task.words)
         return time.process_time() - begin
 
 
-def _pypantera(task: Task, index: EmbeddingIndex, folder: Path) -> Draw:
-    path = folder / "vectors.txt"
-    with path.open("w", encoding="utf-8") as stream:
-        for word, vector in zip(index.words.to_pylist(), index.vectors, strict=True):
-            stream.write(f"{word} {' '.join(map(str, vector.tolist()))}\n")
-    # The wheel installs the package under the name "src".
-    module = import_module("src.EmbeddingPerturbationMechanism.cmp")
-    mechanism = module.CMP({"embPath": str(path), "epsilon": task.epsilon})
+def drawing(task: Task) -> Draw:
+    """The peer of ``task``, made: what draws a word for each of some words."""
+    index = open_index(resolve_index(task.index))
+    return (_pypantera if task.peer.distribution == "pypantera" else _mldp_text)(task, index)
 
-    def draw(words: Sequence[str]) -> None:
-        for start in range(0, len(words), _PYPANTERA_WORDS):
-            mechanism.processText(mechanism.noisyEmb(list(words[start : start + _PYPANTERA_WORDS])))
+
+def _pypantera(task: Task, index: EmbeddingIndex) -> Draw:
+    module, options = _PYPANTERA[task.peer.mechanism]
+    with tempfile.TemporaryDirectory(prefix="beam_dp_peer_") as folder:
+        path = Path(folder) / "vectors.txt"
+        with path.open("w", encoding="utf-8") as stream:
+            for word, vector in zip(index.words.to_pylist(), index.vectors, strict=True):
+                stream.write(f"{word} {' '.join(map(str, vector.tolist()))}\n")
+        mechanism = getattr(import_module(module), task.peer.mechanism)(
+            {"embPath": str(path), "epsilon": task.epsilon, **options}
+        )
+    # One that adds noise takes noisy vectors, one that samples takes the words.
+    prepared = getattr(mechanism, "noisyEmb", list)
+
+    def draw(words: Sequence[str]) -> list[str]:
+        texts = [
+            mechanism.processText(prepared(list(words[start : start + _PYPANTERA_WORDS])))
+            for start in range(0, len(words), _PYPANTERA_WORDS)
+        ]
+        return " ".join(texts).split(" ")
 
     return draw
 
 
-def _mldp_text(task: Task, index: EmbeddingIndex, folder: Path) -> Draw:
-    # It fetches WordNet when it is imported; its two mechanisms here do not use it.
+def _mldp_text(task: Task, index: EmbeddingIndex) -> Draw:
+    # It fetches WordNet when it is imported; none of its mechanisms here uses it.
     nltk: Any = import_module("nltk")
     nltk.download = lambda *_args, **_options: False
     package = import_module("mldp_text")
+    words = index.words.to_pylist()
     vectors = import_module("gensim.models").KeyedVectors(index.dimension)
-    vectors.add_vectors(index.words.to_pylist(), index.vectors)
-    options: dict[str, Any] = {"embedding_matrix": vectors, "dim": index.dimension}
+    vectors.add_vectors(words, index.vectors)
+    options: dict[str, Any] = {"embedding_matrix": vectors, "dim": index.dimension, "vocab": set(words)}
     if task.peer.mechanism == "TruncatedGumbel":
         smallest = index.min_distance or index.manifest.distances.median_neighbour
         options |= {"min_inter_dist": smallest, "max_inter_dist": index.diameter}
     replace = getattr(package, task.peer.mechanism)(task.epsilon, **options).replace_word
 
-    def draw(words: Sequence[str]) -> None:
-        for word in words:
-            replace(word)
+    def draw(words: Sequence[str]) -> list[str]:
+        return [replace(word) for word in words]
 
     return draw
 

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,18 @@ import pyarrow as pa
 from apache_beam.metrics import MetricsFilter
 
 from beam_dp import (
+    DensityLaplace,
     DensityPrior,
     Exponential,
     IndexRef,
     KnnTruncated,
     Ledger,
+    Mahalanobis,
     MultivariateLaplace,
     ReadBatches,
     TruncatedExponential,
     TruncatedGumbel,
+    Vickrey,
     WordMechanism,
     WriteBatches,
 )
@@ -78,20 +82,21 @@ _SGEMM_MOST_ROWS = 4096
 _SCALING_FILES = 16
 _FIRST_BATCH_WORDS = 64
 _FINITE_LAWS = (Exponential, TruncatedExponential, DensityPrior, KnnTruncated)
-_MECHANISMS = (MultivariateLaplace, TruncatedGumbel, *_FINITE_LAWS)
+_NOISE = (MultivariateLaplace, Mahalanobis, Vickrey, DensityLaplace)
+_MECHANISMS = (*_NOISE, TruncatedGumbel, *_FINITE_LAWS)
 _HEADINGS = ("", "words", "CPU s", "words/CPU-s", "kernel is", "pipeline is")
 
 
 def declare(parser: ArgumentParser) -> None:
     """Adds the flags of this benchmark to ``parser``."""
     parser.add_argument("--index", action="append", default=[], metavar="DIR", help="measure this index as well")
-    parser.add_argument("--epsilon", type=float, default=10.0, help="of multivariate Laplace (default: 10)")
+    parser.add_argument("--epsilon", type=float, default=10.0, help=f"of {_named(_NOISE)} (default: 10)")
     parser.add_argument("--gumbel_epsilon", type=float, default=40.0, help="of truncated Gumbel (default: 40)")
+    parser.add_argument("--finite_epsilon", type=float, default=4.0, help=f"of {_named(_FINITE_LAWS)} (default: 4)")
     names = tuple(mechanism.name for mechanism in _MECHANISMS)
-    parser.add_argument("--finite_epsilon", type=float, default=4.0, help=f"of {', '.join(names[2:])} (default: 4)")
     parser.add_argument("--mechanism", action="append", choices=names, help="measure this one, not all")
     parser.add_argument("--words", type=int, default=1_000_000, help="of a finite law (default: 1,000,000)")
-    parser.add_argument("--laplace_words", type=int, default=20_000, help="of multivariate Laplace (default: 20,000)")
+    parser.add_argument("--laplace_words", type=int, default=8192, help=f"of {_named(_NOISE)} (default: 8,192)")
     parser.add_argument("--peer_words", type=int, default=300, help="of a peer (default: 300; 0: no peers)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each figure is taken (default: 5)")
     parser.add_argument("--memory", action="store_true", help="only: peak anonymous memory of two worker processes")
@@ -101,6 +106,10 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON to stdout, or to FILE beside tables")
     parser.add_argument("--verbose", action="store_true", help="show warnings, and the traceback of an error")
     declare_cores(parser, "the last; with --memory and --scaling the last two")
+
+
+def _named(mechanisms: Sequence[type[WordMechanism]]) -> str:
+    return ", ".join(mechanism.name for mechanism in mechanisms)
 
 
 def main(argv: list[str]) -> None:
@@ -120,15 +129,16 @@ def main(argv: list[str]) -> None:
         measure_nothing(report, flags, indexes[0][1])
         for name, ref in indexes:
             for mechanism in mechanisms_for(flags, open_index(ref)):
-                words = flags.laplace_words if isinstance(mechanism, MultivariateLaplace) else flags.words
+                words = flags.laplace_words if isinstance(mechanism, _NOISE) else flags.words
                 measure_words(report, flags, name, ref, mechanism=mechanism, words=words)
     report.finish()
 
 
 def mechanisms_for(flags: Namespace, index: EmbeddingIndex) -> list[WordMechanism]:
     """What the flags ask to measure on ``index``."""
+    noise = [mechanism(flags.epsilon) for mechanism in _NOISE]
     finite = [mechanism(flags.finite_epsilon) for mechanism in _FINITE_LAWS]
-    every = [MultivariateLaplace(flags.epsilon), gumbel_for(index, flags.gumbel_epsilon), *finite]
+    every = [*noise, gumbel_for(index, flags.gumbel_epsilon), *finite]
     return [mechanism for mechanism in every if flags.mechanism is None or mechanism.name in flags.mechanism]
 
 
