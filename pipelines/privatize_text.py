@@ -93,7 +93,7 @@ class MechanismOptions(PipelineOptions):
             "--bandwidth",
             type=float,
             help="density_prior, density_laplace: bandwidth of the kernel density (default: the median neighbour "
-            "distance; density_laplace: that over the root of the dimension)",
+            "distance; density_laplace: that over the root of the dimension, and at most 600/epsilon)",
         )
         parser.add_argument(
             "--prefer_general",

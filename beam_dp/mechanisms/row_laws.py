@@ -267,8 +267,10 @@ class BoundRows:
     def _levels(self, slots: Slots, words: WordIds, low: Floats, high: Floats) -> npt.NDArray[np.uint8]:
         """The level of every candidate, (n, V). Keeps b of each row in its slot, and overwrites the bounds."""
         weights, step = self.weights, self._step
-        np.subtract(high, low, out=high)
+        unbent = low
         low = weights.bent(low).astype(np.float32, copy=False)
+        # Slopes of g are at most 1.
+        apart = np.subtract(high, unbent, out=high if weights.knots is None else None)
         if weights.cap < math.inf:
             np.minimum(low, np.float32(min(weights.cap, _LARGEST_CAP)), out=low)
         low *= np.float32(weights.rate)
@@ -284,9 +286,15 @@ class BoundRows:
         np.maximum(low, 0, out=low)
         np.minimum(low, _TAIL, out=low)
         levels = low.astype(np.uint8)
-        wide = high > ((_DOUBT * step - 2 * margin) / weights.rate).astype(np.float32)
+        doubt = ((_DOUBT * step - 2 * margin) / weights.rate).astype(np.float32)
+        wide = apart > doubt
         wide &= levels < _TAIL
         row, candidate = np.nonzero(wide)
+        if weights.knots is not None:
+            # Where g is flat, bounds that are far apart may say enough.
+            bent = weights.bent(high[row, candidate]) - weights.bent(unbent[row, candidate])
+            left = bent > doubt[row, 0]
+            row, candidate = row[left], candidate[left]
         exact = weights.costs(self._space.pair_distances(words[row], candidate), candidate) - least[row, 0]
         levels[row, candidate] = np.clip(exact * ((1 - 1e-9) / step) - 1e-9, 0, _TAIL).astype(np.uint8)
         return levels
@@ -335,14 +343,15 @@ def flip(probabilities: Doubles, rng: np.random.Generator) -> npt.NDArray[np.boo
     return heads
 
 
-_bound: weakref.WeakValueDictionary[tuple[int, float, float, int, int], BoundRows] = weakref.WeakValueDictionary()
+_bound: weakref.WeakValueDictionary[tuple[object, ...], BoundRows] = weakref.WeakValueDictionary()
 _binding = threading.Lock()
 
 
 def bind_rows(space: WordSpace, weights: Weights) -> BoundRows:
     """The rows of ``weights`` on ``space``: one cache for all that ask, as long as anybody holds it."""
-    # The rows hold their space and their weights, so that no other object can have the same id meanwhile.
-    key = (id(space), weights.rate, weights.cap, id(weights.log_base), id(weights.knots))
+    # The rows hold their space and their base measure, so that no other object can have the same id meanwhile.
+    knots = None if weights.knots is None else tuple(part.tobytes() for part in weights.knots)
+    key = (id(space), weights.rate, weights.cap, id(weights.log_base), knots)
     with _binding:
         rows = _bound.get(key)
         if rows is None:

@@ -73,7 +73,7 @@ def accept_everything(bounds, distances, across_dimensions, rng):
     return parts, np.ones_like(accepted)
 
 
-@pytest.mark.parametrize("bandwidth", [0, -1.0, math.nan, math.inf, "1", True, 1e-13, 201.0])
+@pytest.mark.parametrize("bandwidth", [0, -1.0, math.nan, math.inf, "1", True, 1e-13, 200.00001])
 def test_bandwidth_out_of_range_is_refused(bandwidth):
     with pytest.raises(ArgumentError, match="bandwidth must be"):
         DensityLaplace(3.0, bandwidth)
@@ -106,6 +106,41 @@ def test_vocabulary_of_equal_vectors_needs_a_bandwidth(plain_space, rng):
         with pytest.raises(ArgumentError, match="bandwidth must be given"):
             call(space)
     assert len(DensityLaplace(1.0, 1.0).bind(space).sample(np.array([0, 1, 2], np.int32), rng)) == 3
+
+
+class Script:
+    """A generator that gives the numbers it is told to."""
+
+    def __init__(self, normal, gamma, uniform):
+        self.standard_normal = lambda n: normal.copy()
+        self.standard_gamma = lambda shape, n: gamma.copy()
+        self.random = lambda n: uniform.copy()
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 5.0, 100.0])
+@pytest.mark.parametrize("dimension", [2, 10, 300])
+def test_a_proposal_is_accepted_as_often_as_its_own_law_exceeds_the_target(rng, dimension, sharpness):
+    """The laws of t and s are read off what `_propose` makes of given numbers, the acceptance off its answers."""
+    n = 300
+    bounds = envelope(sharpness, 1.0, dimension, 50.0)
+    distances = rng.uniform(0, 50, n)
+    normal, gamma = rng.normal(size=n), rng.gamma(dimension - 1, size=n)
+
+    def propose(log_uniform):
+        return _propose(bounds, distances, dimension - 1, Script(normal, gamma, np.exp(log_uniform)))
+
+    t, s = propose(np.zeros(n))[0]
+    proposal = stats.norm(t - normal).logpdf(t) + stats.gamma(dimension - 1, scale=s / gamma).logpdf(s)
+    proposal -= Weights(sharpness, knots=bounds.knots).costs(distances)
+    target = -(t**2) / 2 + (dimension - 2) * np.log(s) - s**2 / 2 - sharpness * np.hypot(distances + t, s)
+    low, high = np.full(n, -60.0), np.zeros(n)
+    for _ in range(50):
+        middle = (low + high) / 2
+        accepted = propose(middle)[1]
+        low, high = np.where(accepted, middle, low), np.where(accepted, high, middle)
+    possible = low > -59
+    assert possible.sum() > n / 5
+    assert np.ptp((target - proposal - low)[possible]) < 1e-7
 
 
 @pytest.mark.parametrize("rate", [1e-9, 0.3, 20.0])
@@ -288,6 +323,25 @@ def test_a_wide_density_is_laplace_noise_of_half_the_epsilon(plain_space, rng, d
     else:
         half = (dimension - 1) / 2
         assert stats.kstest((cosine + 1) / 2, stats.beta(half, half).cdf).pvalue > SIGNIFICANCE
+
+
+def test_each_bandwidth_has_rows_of_its_own(plain_space, rng):
+    space = with_index_distances(plain_space(SMALL["3 words, d=1"]))
+    bounds = {bandwidth: DensityLaplace(EPSILON, bandwidth).bind(space) for bandwidth in (3.0, 0.05)}
+    for bandwidth, bound in bounds.items():
+        assert worst_fit(bound, grid_law(space, EPSILON, bandwidth), [0, 1], 40_000, rng) > SIGNIFICANCE
+
+
+def test_default_bandwidth_stays_within_its_bounds(plain_space, rng):
+    for epsilon, points in ((1e12, [[0.0], [1.0]]), (1.0, [[0.0], [1e-20]])):
+        space = plain_space(points)
+        bound = DensityLaplace(epsilon).bind(space)
+        held = bound.sample(np.zeros(100, np.int32), rng)
+        assert held.max() <= 1
+        if epsilon > 1:
+            assert held.max() == 0
+            bounds = DensityLaplace(epsilon, 600 / epsilon).bind(space)
+            assert len(bounds._envelope.along) == len(bound._envelope.along)
 
 
 def test_words_of_a_batch_are_drawn_independently_and_in_place(plain_space, rng):

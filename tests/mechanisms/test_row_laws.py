@@ -266,16 +266,17 @@ def test_a_space_and_a_law_have_one_cache_while_somebody_holds_it(plain_space):
         Weights(1.0, log_base=base),
         Weights(1.0, log_base=base - 1),
         Weights(1.0, knots=KNOTS),
+        Weights(1.0, knots=(KNOTS[0], KNOTS[1] / 2)),
     ]
     held = [bind_rows(space, each) for each in weights]
-    assert len(set(map(id, held))) == 6 and [rows.weights for rows in held] == weights
+    assert len(set(map(id, held))) == 7 and [rows.weights for rows in held] == weights
     assert bind_rows(space, Weights(1.0)) is held[0] and bind_rows(space, Weights(1.0, log_base=base)) is held[3]
-    assert bind_rows(space, Weights(1.0, knots=KNOTS)) is held[5]
+    assert bind_rows(space, Weights(1.0, knots=(KNOTS[0].copy(), KNOTS[1].copy()))) is held[5]
     assert bind_rows(other, Weights(1.0)) is not held[0]
     before = len(row_laws._bound)
     del held
     gc.collect()
-    assert len(row_laws._bound) == before - 6
+    assert len(row_laws._bound) == before - 7
 
 
 def test_a_coin_is_exact_to_the_last_bit():
