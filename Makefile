@@ -16,9 +16,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-# Kills workers, fills disks (mounted ones, for root), leaves hosts silent.
+# Kills and interrupts, fills disks (mounted ones, for root), leaves hosts silent: tests/faults, and others of their kind.
 test-faults: $(VENV)/.tested
-	$(BIN)/python -m pytest -m fault tests/faults -n auto --dist worksteal
+	$(BIN)/python -m pytest -m fault -n auto --dist worksteal
 
 # Needs Java, and Maven where Maven Central has no job server of this Beam version.
 test-flink: $(VENV)/.tested

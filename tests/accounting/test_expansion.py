@@ -21,7 +21,7 @@ from beam_dp.errors import ArgumentError, BudgetExceededError, GrantError, Input
 from pipelines.workers import late_workers_stop
 
 ONE_PROCESS = ["--runner=FnApiRunner"]
-TWO_PROCESSES = [*ONE_PROCESS, "--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+WORKER_PROCESS = [*ONE_PROCESS, "--direct_num_workers=1", "--direct_running_mode=multi_processing"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -83,7 +83,7 @@ def kinds(url: str) -> list[str]:
     return [record.kind for record in BudgetStore(url).history("survey")[2:]]
 
 
-@pytest.mark.parametrize("flags", [ONE_PROCESS, TWO_PROCESSES], ids=["one process", "two processes"])
+@pytest.mark.parametrize("flags", [ONE_PROCESS, WORKER_PROCESS], ids=["this process", "another process"])
 def test_charged_at_expansion_and_started_by_the_workers(url: str, out: Path, flags: list[str]) -> None:
     pipeline = construct(Answers(url, "r", out), flags)
     assert kinds(url) == ["reserve"]

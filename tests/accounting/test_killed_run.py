@@ -49,7 +49,10 @@ def ledger_of(store: BudgetStore) -> dict[str, Any]:
     return next(record.body["ledger"] for record in store.history("answers") if record.kind == "reserve")
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(moment, marks=() if moment == "after draw" else pytest.mark.fault) for moment in MOMENTS],
+)
 def test_whatever_was_drawn_is_charged_and_stays_so(tmp_path: Path, moment: str) -> None:
     store = store_in(tmp_path)
     assert launch(tmp_path, "first", moment).returncode == -signal.SIGKILL
@@ -77,6 +80,7 @@ def test_whatever_was_drawn_is_charged_and_stays_so(tmp_path: Path, moment: str)
     assert store.verify("answers")["answers"] == head
 
 
+@pytest.mark.fault
 def test_a_charge_of_which_nothing_ran_can_be_given_back(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     launch(tmp_path, "first", "after reserve")

@@ -1,4 +1,4 @@
-"""What workers see of a ledger, through real pipelines with one process and with two."""
+"""What workers see of a ledger, through real pipelines in this process and with a worker of another one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.workers import late_workers_stop
 
 DIGEST = "ab" * 32
 ONE_PROCESS = ["--runner=FnApiRunner"]
-TWO_PROCESSES = [*ONE_PROCESS, "--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+WORKER_PROCESS = [*ONE_PROCESS, "--direct_num_workers=1", "--direct_running_mode=multi_processing"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -72,7 +72,7 @@ class _Sink(beam.DoFn):
         yield labels, written["sealed"], os.getpid() == self._driver
 
 
-@pytest.mark.parametrize("flags", [ONE_PROCESS, TWO_PROCESSES], ids=["one process", "two processes"])
+@pytest.mark.parametrize("flags", [ONE_PROCESS, WORKER_PROCESS], ids=["this process", "another process"])
 def test_sink_sees_what_was_recorded_after_it(flags: list[str]) -> None:
     ledger = Ledger()
     with ledger.pipeline(PipelineOptions(flags)) as p:
@@ -85,8 +85,11 @@ def test_sink_sees_what_was_recorded_after_it(flags: list[str]) -> None:
     assert ledger.sealed
 
 
-@pytest.mark.parametrize("flags", [ONE_PROCESS, TWO_PROCESSES], ids=["one process", "two processes"])
-@pytest.mark.parametrize("fault", ["no grant", "other mechanism"])
+@pytest.mark.parametrize(
+    ("fault", "flags"),
+    [("no grant", ONE_PROCESS), ("other mechanism", ONE_PROCESS), ("other mechanism", WORKER_PROCESS)],
+    ids=["no grant-this process", "other mechanism-this process", "other mechanism-another process"],
+)
 def test_mechanism_without_its_grant_fails_in_setup(flags: list[str], fault: str) -> None:
     ledger = Ledger()
     grant = _record(ledger, "noisy", epsilon=1.0)

@@ -129,35 +129,42 @@ _terms = st.lists(
 )
 
 
-def _exact_delta(losses: list[PrivacyLoss], epsilon: float) -> float:
-    """By convolution of the losses themselves, merged where they agree to twelve digits."""
+def _law(loss: PrivacyLoss) -> tuple[np.ndarray, np.ndarray, float]:
+    """Losses, merged where they agree to twelve digits, their masses, and the mass of infinite ones."""
+    one: dict[float, float] = defaultdict(float)
+    if isinstance(loss, ParametersLoss):
+        one[loss.epsilon] = (1 - loss.delta) / (1 + math.exp(-loss.epsilon))
+        one[-loss.epsilon] = (1 - loss.delta) / (1 + math.exp(loss.epsilon))
+        lost = loss.delta
+    elif isinstance(loss, DiscreteLaplaceLoss):
+        norm, lost = math.tanh(1 / (2 * loss.scale)), 0.0
+        for x in range(-math.ceil(45 * loss.scale), math.ceil(45 * loss.scale) + 1):
+            one[(abs(x - loss.sensitivity) - abs(x)) / loss.scale] += norm * math.exp(-abs(x) / loss.scale)
+    else:
+        assert isinstance(loss, DiscreteGaussianLoss)
+        outcomes, lost = range(-math.ceil(9 * loss.sigma), math.ceil(9 * loss.sigma) + 1), 0.0
+        total = math.fsum(math.exp(-(x**2) / (2 * loss.sigma**2)) for x in outcomes)
+        for x in outcomes:
+            value = loss.sensitivity * (loss.sensitivity - 2 * x) / (2 * loss.sigma**2)
+            one[value] += math.exp(-(x**2) / (2 * loss.sigma**2)) / total
     law: dict[float, float] = {0.0: 1.0}
-    infinite = 0.0
+    for _ in range(loss.times):
+        composed: dict[float, float] = defaultdict(float)
+        for before, mass in law.items():
+            for more, share in one.items():
+                composed[round(before + more, 12)] += mass * share
+        law = composed
+    return np.array(list(law)), np.array(list(law.values())), 1 - (1 - lost) ** loss.times
+
+
+def _exact_delta(losses: list[PrivacyLoss], epsilon: float) -> float:
+    """By all sums of the losses themselves."""
+    values, masses, finite = np.zeros(1), np.ones(1), 1.0
     for loss in losses:
-        one: dict[float, float] = defaultdict(float)
-        if isinstance(loss, ParametersLoss):
-            one[loss.epsilon] = (1 - loss.delta) / (1 + math.exp(-loss.epsilon))
-            one[-loss.epsilon] = (1 - loss.delta) / (1 + math.exp(loss.epsilon))
-            lost = loss.delta
-        elif isinstance(loss, DiscreteLaplaceLoss):
-            norm, lost = math.tanh(1 / (2 * loss.scale)), 0.0
-            for x in range(-math.ceil(45 * loss.scale), math.ceil(45 * loss.scale) + 1):
-                one[(abs(x - loss.sensitivity) - abs(x)) / loss.scale] += norm * math.exp(-abs(x) / loss.scale)
-        else:
-            assert isinstance(loss, DiscreteGaussianLoss)
-            outcomes, lost = range(-math.ceil(9 * loss.sigma), math.ceil(9 * loss.sigma) + 1), 0.0
-            total = math.fsum(math.exp(-(x**2) / (2 * loss.sigma**2)) for x in outcomes)
-            for x in outcomes:
-                value = loss.sensitivity * (loss.sensitivity - 2 * x) / (2 * loss.sigma**2)
-                one[value] += math.exp(-(x**2) / (2 * loss.sigma**2)) / total
-        for _ in range(loss.times):
-            infinite += (1 - infinite) * lost
-            composed: dict[float, float] = defaultdict(float)
-            for before, mass in law.items():
-                for more, share in one.items():
-                    composed[round(before + more, 12)] += mass * share
-            law = composed
-    return infinite + math.fsum(mass * -math.expm1(min(epsilon - value, 0)) for value, mass in law.items())
+        more, shares, lost = _law(loss)
+        values, masses = np.add.outer(values, more).ravel(), np.multiply.outer(masses, shares).ravel()
+        finite *= 1 - lost
+    return 1 - finite + float(np.sum(masses * -np.expm1(np.minimum(epsilon - values, 0))))
 
 
 @settings(max_examples=60, deadline=None)

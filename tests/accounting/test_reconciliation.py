@@ -25,6 +25,7 @@ from pipelines.workers import late_workers_stop
 ROWS = pa.record_batch({"user": list(range(60)), "item": ["tea", "jam"] * 30})
 ROOT = Path(__file__).parents[2]
 ONE_PROCESS = ["--runner=FnApiRunner"]
+WORKER_PROCESS = [*ONE_PROCESS, "--direct_num_workers=1", "--direct_running_mode=multi_processing"]
 TWO_PROCESSES = [*ONE_PROCESS, "--direct_num_workers=2", "--direct_running_mode=multi_processing"]
 
 
@@ -322,7 +323,7 @@ def drawing_dofns(pipeline: LedgerPipeline) -> list[DrawingDoFn]:
     return found
 
 
-@pytest.mark.parametrize("flags", [ONE_PROCESS, TWO_PROCESSES], ids=["one process", "two processes"])
+@pytest.mark.parametrize("flags", [ONE_PROCESS, WORKER_PROCESS], ids=["this process", "another process"])
 def test_an_epsilon_that_changes_after_the_seal_draws_nothing(tmp_path: Path, flags: list[str]) -> None:
     ledger = Ledger()
     pipeline = ledger.pipeline(PipelineOptions(flags))

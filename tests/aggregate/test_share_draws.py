@@ -43,13 +43,20 @@ LN_3 = 1.0986122886681098
 Make = Callable[[Any], beam.PTransform]
 
 
-TWO_PROCESSES = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+WORKER_PROCESS = ("--direct_num_workers=1", "--direct_running_mode=multi_processing")
 
 
 def run(transform: beam.PTransform, ledger: Ledger, *flags: str, pairs: bool = False, windowed: bool = False) -> Ledger:
-    """The transform under a label of its own in a pipeline."""
+    """The transform under a label of its own in a pipeline that runs."""
     with ledger.pipeline(PipelineOptions(["--runner=FnApiRunner", *flags])) as p:
         build(p, transform, pairs=pairs, windowed=windowed)
+    return ledger
+
+
+def plan(transform: beam.PTransform, **options: bool) -> Ledger:
+    """The ledger of the same in a pipeline that does not run: entries are made with the graph."""
+    ledger = Ledger()
+    build(ledger.pipeline(PipelineOptions(["--runner=FnApiRunner"])), transform, **options)
     return ledger
 
 
@@ -90,15 +97,18 @@ AGGREGATIONS: dict[str, Make] = {
 }
 
 
-@pytest.mark.parametrize("composition", ["basic", "pld"])
-@pytest.mark.parametrize("name", list(AGGREGATIONS))
+# Of each transform one that composes by losses.
+BY_LOSSES = ("private", "selection alone", "per key", "globally")
+
+
+@pytest.mark.parametrize(
+    ("name", "composition"), [*((name, "basic") for name in AGGREGATIONS), *((name, "pld") for name in BY_LOSSES)]
+)
 def test_a_share_releases_what_a_budget_of_its_numbers_does(name: str, composition: Any) -> None:
     make, pairs = AGGREGATIONS[name], name in ("per key", "selected keys", "globally")
     shares = Shares(2, 4e-6, {"wanted": 1, "other": 3})
-    drawn = Ledger(shares=shares)
-    given = Ledger()
-    run(make(Share("wanted", composition)), drawn, pairs=pairs)
-    run(make(Budget(0.5, 1e-6, composition)), given, pairs=pairs)
+    drawn = run(make(Share("wanted", composition)), Ledger(shares=shares), pairs=pairs)
+    given = plan(make(Budget(0.5, 1e-6, composition)), pairs=pairs)
     assert len(given.entries) >= 1
     assert {entry.share for entry in drawn.entries} == {"wanted"}
     assert tuple(replace(entry, share=None) for entry in drawn.entries) == given.entries
@@ -110,7 +120,7 @@ def test_a_share_releases_what_a_budget_of_its_numbers_does(name: str, compositi
 
 
 def test_other_processes_have_the_share_too() -> None:
-    ledger = run(aggregate(Share("all")), Ledger(shares=Shares(1, 1e-6, {"all": 1})), *TWO_PROCESSES)
+    ledger = run(aggregate(Share("all")), Ledger(shares=Shares(1, 1e-6, {"all": 1})), *WORKER_PROCESS)
     assert ledger.total()["central"]["epsilon"] == 1.0
 
 
@@ -202,10 +212,9 @@ def test_several_shares_add_up_to_the_declared_total() -> None:
 def test_windows_split_their_share(name: str, composition: Any) -> None:
     makes = {"private": aggregate, "selected keys": lambda b, **o: per_key(b, PrivateSelection(), **o)}
     drawn = Ledger(shares=Shares(1, 1e-6, {"all": 1}))
-    given = Ledger()
     pairs = name == "selected keys"
     run(makes[name](Share("all", composition), max_windows=2), drawn, windowed=True, pairs=pairs)
-    run(makes[name](Budget(0.5, 5e-7, composition), max_windows=2), given, windowed=True, pairs=pairs)
+    given = plan(makes[name](Budget(0.5, 5e-7, composition), max_windows=2), windowed=True, pairs=pairs)
     assert tuple(replace(entry, share=None) for entry in drawn.entries) == given.entries
     assert {entry.max_applications for entry in drawn.entries} == {2}
     assert drawn.total()["central"]["epsilon"] <= 1

@@ -25,10 +25,11 @@ from benchmarks.accuracy import (
     rmse_ratio,
     squared_errors,
 )
-from benchmarks.aggregates import measure_noise
+from benchmarks.aggregates import declare, measure_cost, measure_noise
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.measure import BLAS_VARIABLES, Report, alternate, machine, peak_resident_memory
 from benchmarks.tables import PurchaseTable, prepared
+from pipelines.options import parse_flags
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -186,8 +187,12 @@ def test_larger_tables_are_measured_in_processes_of_their_own() -> None:
     assert row["rows_per_cpu_second"] == pytest.approx(20_000 / row["cpu_seconds"])
 
 
-@pytest.mark.parametrize(("flag", "named"), [("--only=nobody", "--only"), ("--sizes=many", "--sizes")])
-def test_a_wrong_choice_is_status_2(flag: str, named: str) -> None:
-    done = run(flag, "--scale") if named == "--sizes" else run(flag)
+def test_a_contender_that_is_none_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="--only"):
+        measure_cost(Report(machine(None), "-"), parse_flags(["--only=nobody"], declare, description=""))
+
+
+def test_a_wrong_choice_is_status_2() -> None:
+    done = run("--sizes=many", "--scale")
     assert done.returncode == 2
-    assert named in done.stderr.splitlines()[-1]
+    assert "--sizes" in done.stderr.splitlines()[-1]

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from beam_dp.embeddings import BuildReport, build_index
+from beam_dp.errors import ArgumentError
+from benchmarks.search import declare, vocabularies
+from pipelines.options import parse_flags
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +52,12 @@ def test_cut_whole_and_grown(small: BuildReport, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sizes", ["10", "many", "2000,x"])
 def test_sizes_are_checked(sizes: str) -> None:
-    done = run(f"--sizes={sizes}", "--only=embedded")
+    flags = parse_flags([f"--sizes={sizes}", "--only=embedded"], declare, description="")
+    with pytest.raises(ArgumentError, match=r"^--sizes must be whole numbers of at least 1000"):
+        next(vocabularies(flags))
+
+
+def test_a_wrong_size_is_status_2() -> None:
+    done = run("--sizes=10", "--only=embedded")
     assert done.returncode == 2
     assert "--sizes must be whole numbers of at least 1000" in done.stderr.splitlines()[-1]

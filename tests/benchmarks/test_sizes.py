@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from beam_dp.errors import ArgumentError
+from benchmarks.sizes import sizes_in
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -22,15 +25,15 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
 def test_each_size_and_the_lines_on_paper(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
     done = run(
-        "--words=20000,60000", "--mechanism=multivariate_laplace", "--rounds=1", f"--json={target}"
+        "--words=7000,20000", "--mechanism=multivariate_laplace", "--rounds=1", f"--json={target}"
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads(target.read_text())["rows"]
     sizes, paper = rows[:2], rows[2:]
-    assert [row["words"] for row in sizes] == [20_000, 60_000]
-    assert [row["rounds"] for row in sizes] == [3, 1]
+    assert [row["words"] for row in sizes] == [7_000, 20_000]
+    assert [row["rounds"] for row in sizes] == [2, 1]
     assert sizes[1]["cpu_seconds"] > 0
-    assert sizes[1]["words_per_cpu_second"] == pytest.approx(60_000 / sizes[1]["cpu_seconds"])
+    assert sizes[1]["words_per_cpu_second"] == pytest.approx(20_000 / sizes[1]["cpu_seconds"])
     assert all(50 < row["peak_resident_megabytes"] < 10_000 for row in sizes)
     for row in paper:
         assert row["cpu_hours"] * 3600 == pytest.approx(row["words"] / sizes[1]["words_per_cpu_second"])
@@ -43,6 +46,11 @@ def test_each_size_and_the_lines_on_paper(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", ["0,5", "many", "2000,1000", "5,5", ""])
 def test_sizes_that_are_none(words: str) -> None:
-    done = run(f"--words={words}")
-    assert done.returncode == 2
-    assert "--words" in done.stderr.splitlines()[-1]
+    with pytest.raises(ArgumentError, match=r"^--words must be ascending numbers of words"):
+        sizes_in(words)
+
+
+def test_sizes_that_are_none_end_the_command() -> None:
+    done = run("--words=5,5")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --words must be ascending")

@@ -190,6 +190,7 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.fault
 def test_a_build_killed_while_it_reads_leaves_nothing_that_loads(tmp_path: Path) -> None:
     """The source is a pipe that gives some words and then nothing more."""
     pipe = tmp_path / "v.txt"
@@ -204,6 +205,7 @@ def test_a_build_killed_while_it_reads_leaves_nothing_that_loads(tmp_path: Path)
     assert loadable(tmp_path) == []
 
 
+@pytest.mark.fault
 def test_a_build_killed_while_it_builds_the_forest_leaves_the_old_index(
     tmp_path: Path, glove: Writer, rng: np.random.Generator
 ) -> None:
@@ -216,6 +218,7 @@ def test_a_build_killed_while_it_builds_the_forest_leaves_the_old_index(
     assert loadable(tmp_path) == []
 
 
+@pytest.mark.fault
 def test_a_build_interrupted_by_the_user_removes_its_staging(tmp_path: Path) -> None:
     pipe = tmp_path / "v.txt"
     os.mkfifo(pipe)

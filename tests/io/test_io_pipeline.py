@@ -61,12 +61,17 @@ def test_every_format_into_every_format_and_back(tmp_path, source):
     columns = ["text"] if source == "text" else ["id", "text"]
     rows = [{name: {"id": str(i), "text": text}[name] for name in columns} for i, text in enumerate(TEXTS)]
     options: dict[str, Any] = {"columns": columns, "text_column": "text"}
-    for format in FORMATS:
-        if format == "text" and len(columns) > 1:
-            continue
-        copy(path, tmp_path / format, format, **options, format=source)
+    formats = FORMATS if source == "text" else FORMATS[1:]
+    with pipeline() as there:
+        read = there | ReadBatches(str(path), **options, format=source).with_rejects()
+        for format in formats:
+            read | format >> WriteBatches(f"{tmp_path}/{format}", format=format, run_id="r")
+    with pipeline() as back:
+        for format in formats:
+            again = back | f"Read {format}" >> ReadBatches(f"{tmp_path}/{format}-*", **options).with_rejects()
+            again | f"Write {format}" >> WriteBatches(f"{tmp_path}/{format}.back", format="parquet", run_id="r")
+    for format in formats:
         assert manifest(tmp_path / format)["rows"] == len(TEXTS)
-        copy(f"{tmp_path}/{format}-*", tmp_path / f"{format}.back", "parquet", **options)
         assert parquet_rows(tmp_path / f"{format}.back") == rows
 
 
@@ -104,8 +109,13 @@ def test_two_processes(tmp_path):
     assert not list(tmp_path.glob("*.tmp-*"))
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("source", ["text", "jsonl", "csv", "tsv", "header.csv", "header.tsv", "parquet"])
+@pytest.mark.parametrize(
+    ("source", "format"),
+    [
+        *((source, "csv") for source in ("text", "jsonl", "csv", "tsv", "header.csv", "header.tsv", "parquet")),
+        *(("header.csv", format) for format in FORMATS if format != "csv"),
+    ],
+)
 def test_no_rows_make_one_empty_shard(tmp_path, source, format):
     path = tmp_path / "in"
     path.write_text("text\n" if source.startswith("header") else "")
@@ -407,14 +417,15 @@ def test_a_file_system_that_takes_no_more(tmp_path):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_row_of_a_hundred_megabytes(tmp_path, format):
-    big = "0123456789" * 10_000_000
+def test_a_row_of_seventy_megabytes(tmp_path, format):
+    """Larger than a batch and than any piece of a file."""
+    big = "0123456789" * 7_000_000
     source = write_input(tmp_path / "in", format, ["first", big, "last"])
     with pipeline() as running:
         read = running | ReadBatches(str(source), format=format, text_column="text").with_rejects()
         sizes = read.batches | beam.Map(lambda batch: pc.utf8_length(batch.column("text")).to_pylist())
         read | WriteBatches(f"{tmp_path}/out", format="text", run_id="r")
-        assert_that(sizes | beam.combiners.ToList(), _has(5, 100_000_000, 4))
+        assert_that(sizes | beam.combiners.ToList(), _has(5, 70_000_000, 4))
     assert content(tmp_path / "out") == f"first\n{big}\nlast\n"
 
 

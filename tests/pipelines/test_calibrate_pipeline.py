@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from commands import refusal, run_module
+from commands import refusal, run_here, run_module
 
 from beam_dp import open_index, resolve_index
 from beam_dp.audit import calibrate
@@ -128,10 +128,11 @@ def test_epsilons_come_in_their_order():
     assert epsilons_in("5, 1,5,2e1") == [1, 5, 20]
 
 
-def test_a_program_that_cannot_write_says_so(tmp_path, index):
+def test_a_program_that_cannot_write_says_so(tmp_path, index, capfd):
     (tmp_path / "file").touch()
-    done = run_module(
-        "pipelines.calibrate",
+    done = run_here(
+        capfd,
+        command,
         f"--index={index}",
         "--mechanisms=exponential",
         "--epsilons=1",

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from commands import ROOT, refusal, run_module
+from commands import ROOT, refusal, run_here
 
 from beam_dp import resolve_index
 from beam_dp.accounting.budget import BudgetStore, Limit
 from beam_dp.errors import ArgumentError, ResourceError
+from pipelines import privatize_text
 from pipelines.engines import require_engine
 from pipelines.options import parse_options
 
@@ -96,7 +97,9 @@ def test_a_jar_that_flink_gets_from_us_needs_no_java(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["job server", "worker pool"])
-def test_nothing_is_charged_for_an_engine_that_is_not_there(missing: str, tmp_path: Path, silent_address: str) -> None:
+def test_nothing_is_charged_for_an_engine_that_is_not_there(
+    missing: str, tmp_path: Path, silent_address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     store = BudgetStore(f"sqlite:///{tmp_path}/budget.db")
     digest = resolve_index().digest
     store.create("d", Limit(model="metric", privacy_unit="word", epsilon=20, metric="euclidean", index_digest=digest))
@@ -108,8 +111,9 @@ def test_nothing_is_charged_for_an_engine_that_is_not_there(missing: str, tmp_pa
             *("--environment_type=EXTERNAL", f"--environment_config={pool}"),
         ),
     }
-    done = run_module(
-        "pipelines.privatize_text",
+    done = run_here(
+        capfd,
+        privatize_text,
         *("--epsilon=8", f"--input={ROOT}/pipelines/data/utterances.txt", f"--output={tmp_path}/out"),
         *(f"--budget_store={store.url}", "--dataset=d", "--engine=flink", *flags[missing]),
     )

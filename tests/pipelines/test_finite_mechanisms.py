@@ -12,9 +12,10 @@ from mechanism_flags import check_flags_and_yaml, mechanism_of, written
 
 from beam_dp import DensityPrior, Exponential, KnnTruncated, Ledger, PrivatizeText, TruncatedExponential
 from beam_dp.errors import ArgumentError
+from pipelines import privatize_text
 
 sys.path.insert(0, str(Path(__file__).parent))
-from commands import refusal, run_module
+from commands import refusal, run_here
 
 MECHANISMS = [
     (["--mechanism=exponential", "--epsilon=3"], Exponential(3.0)),
@@ -54,10 +55,11 @@ def test_parameters_that_cannot_be_right_are_refused(flags, message):
     [Exponential(1e6), TruncatedExponential(1e6, gamma=50.0), DensityPrior(1e6, 2.0), KnnTruncated(1e6, 5)],
     ids=repr,
 )
-def test_a_pipeline_draws_each_word_and_a_large_epsilon_keeps_it(mechanism):
+def test_a_pipeline_draws_each_word_and_a_large_epsilon_keeps_it(mechanism, small_index):
     ledger = Ledger()
     with ledger.pipeline(PipelineOptions(["--runner=FnApiRunner"])) as pipeline:
-        texts = pipeline | beam.Create(["the weather in paris", ""]) | PrivatizeText(mechanism)
+        rows = pipeline | beam.Create(["the weather in paris", ""])
+        texts = rows | PrivatizeText(mechanism, index=str(small_index))
 
         def check(rows):
             assert sorted(rows) == ["", "the weather in paris"]
@@ -72,10 +74,10 @@ def test_a_pipeline_draws_each_word_and_a_large_epsilon_keeps_it(mechanism):
         assert entry["basis"] == "proved"
 
 
-def test_command_line_publishes_other_words_and_the_claim(tmp_path):
+def test_command_line_publishes_other_words_and_the_claim(tmp_path, capfd):
     (tmp_path / "in.txt").write_text("the weather in paris\n" * 50)
     common = (f"--input={tmp_path}/in.txt", "--mechanism=truncated_exponential", "--epsilon=2")
-    done = run_module("pipelines.privatize_text", *common, f"--output={tmp_path}/out", "--gamma=4")
+    done = run_here(capfd, privatize_text, *common, f"--output={tmp_path}/out", "--gamma=4")
     assert done.returncode == 0, done.stderr
     texts = (tmp_path / "out-00000-of-00001.txt").read_text().splitlines()
     assert len(texts) == 50 and all(len(text.split()) == 4 for text in texts)
@@ -83,5 +85,5 @@ def test_command_line_publishes_other_words_and_the_claim(tmp_path):
     (entry,) = json.loads((tmp_path / "out.manifest.json").read_text())["ledger"]["entries"]
     assert entry["mechanism"] == "TruncatedExponential(epsilon=2.0, gamma=4.0)"
     assert entry["guarantee"] == "metric epsilon 2 (proved) per word and unit of euclidean distance"
-    bad = run_module("pipelines.privatize_text", *common, f"--output={tmp_path}/no", "--gamma=0")
+    bad = run_here(capfd, privatize_text, *common, f"--output={tmp_path}/no", "--gamma=0")
     assert "gamma must be a finite number above 0, not zero" in refusal(bad)

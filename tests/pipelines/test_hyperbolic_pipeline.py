@@ -1,5 +1,7 @@
 """Hyperbolic Laplace and Poincaré indexes through every door: building, the flags, the ledger, Beam YAML."""
 
+import contextlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -11,13 +13,13 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_dp import HyperbolicLaplace, Ledger, open_index, resolve_index
 from beam_dp.errors import ArgumentError
-from pipelines import build_index, transforms
+from pipelines import build_index, privatize_text, transforms
 from pipelines.main import run_main
 from pipelines.options import parse_options
 from pipelines.privatize_text import PrivatizeTextOptions, mechanism_from, privatizer_from
 
 sys.path.insert(0, str(Path(__file__).parent))
-from commands import refusal, run_module
+from commands import refusal, run_here
 
 
 def mechanism_of(*flags):
@@ -50,17 +52,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def index(folder):
-    built = run_module(
-        "pipelines.build_index", f"--vectors={folder}/v.txt", f"--output={folder}/index", "--metric=poincare"
-    )
-    assert built.returncode == 0, built.stderr
-    assert "distances (poincare): smallest" in built.stdout and "search: always exact" in built.stdout
+    flags = (f"--vectors={folder}/v.txt", f"--output={folder}/index", "--metric=poincare")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert run_main(build_index.main, flags) == 0
+    assert "distances (poincare): smallest" in said.getvalue() and "search: always exact" in said.getvalue()
     return f"{folder}/index"
 
 
-def test_command_line_publishes_a_ledger_in_the_hyperbolic_metric(folder, index):
+def test_command_line_publishes_a_ledger_in_the_hyperbolic_metric(folder, index, capfd):
     common = (f"--input={folder}/in.txt", "--mechanism=hyperbolic_laplace", f"--index={index}")
-    done = run_module("pipelines.privatize_text", *common, "--epsilon=1e7", f"--output={folder}/out")
+    done = run_here(capfd, privatize_text, *common, "--epsilon=1e7", f"--output={folder}/out")
     assert done.returncode == 0, done.stderr
     assert (folder / "out-00000-of-00001.txt").read_text() == "w1 w2 w3\nw4 w5 w6\n"
     ledger = json.loads((folder / "out.manifest.json").read_text())["ledger"]
@@ -71,10 +72,10 @@ def test_command_line_publishes_a_ledger_in_the_hyperbolic_metric(folder, index)
     assert ledger["totals"]["metric"]["diameter"] == open_index(resolve_index(index)).diameter
 
 
-def test_command_line_prefers_general_words(folder, index):
+def test_command_line_prefers_general_words(folder, index, capfd):
     (folder / "many.txt").write_text("w1 w2 w3 w4 w5 w6 w7 w8\n" * 60)
     flags = ("--mechanism=hyperbolic_laplace", "--epsilon=1.5", "--prefer_general", f"--index={index}")
-    done = run_module("pipelines.privatize_text", f"--input={folder}/many.txt", f"--output={folder}/general", *flags)
+    done = run_here(capfd, privatize_text, f"--input={folder}/many.txt", f"--output={folder}/general", *flags)
     assert done.returncode == 0, done.stderr
     drawn = (folder / "general-00000-of-00001.txt").read_text().split()
     assert len(drawn) == 480 and len(set(drawn)) > 8
@@ -110,9 +111,9 @@ def test_what_a_poincare_index_does_not_serve_is_refused_before_the_run(folder, 
         )
 
 
-def test_a_refusal_is_one_line_on_the_command_line(folder, index):
+def test_a_refusal_is_one_line_on_the_command_line(folder, index, capfd):
     flags = ("--mechanism=hyperbolic_laplace", "--epsilon=1", f"--index={index}", f"--output={folder}/never")
-    done = run_module("pipelines.privatize_text", f"--input={folder}/in.txt", *flags)
+    done = run_here(capfd, privatize_text, f"--input={folder}/in.txt", *flags)
     assert "epsilon must be above n-1 = 1 for this index of n = 2 dimensions, not 1" in refusal(done)
     assert "exponential serves every epsilon" in refusal(done)
 

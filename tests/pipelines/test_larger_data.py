@@ -1,5 +1,7 @@
 """The main job on real utterances and 300-dimensional GloVe, where the variable BEAM_DP_DATA names those data sets."""
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -10,9 +12,11 @@ import pytest
 
 from beam_dp import MultivariateLaplace, open_index, resolve_index
 from beam_dp.randomness import SecureSource
+from pipelines import build_index, privatize_text
+from pipelines.main import run_main
 
 sys.path.insert(0, str(Path(__file__).parent))
-from commands import run_module
+from commands import run_here
 
 DATA = os.environ.get("BEAM_DP_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="BEAM_DP_DATA names no folder with the larger public data sets")
@@ -22,14 +26,9 @@ pytestmark = pytest.mark.skipif(not DATA, reason="BEAM_DP_DATA names no folder w
 def index(tmp_path_factory):
     folder = tmp_path_factory.mktemp("glove")
     glove = Path(DATA) / "glove_840b_300d"
-    done = run_module(
-        "pipelines.build_index",
-        f"--vectors={glove}.f16.npy",
-        f"--words={glove}.words.txt",
-        f"--output={folder / 'index'}",
-        "--trees=1",
-    )
-    assert done.returncode == 0, done.stderr
+    flags = (f"--vectors={glove}.f16.npy", f"--words={glove}.words.txt", f"--output={folder / 'index'}", "--trees=1")
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert run_main(build_index.main, flags) == 0
     return str(folder / "index")
 
 
@@ -42,15 +41,16 @@ def test_share_of_words_that_stay_themselves_over_the_vocabulary(index, epsilon,
     assert abs(np.mean(drawn == ids) - share) < 0.04
 
 
-def test_utterances_stay_whole_and_in_order_and_28_percent_of_their_words_the_same(index, tmp_path):
+def test_utterances_stay_whole_and_in_order_and_28_percent_of_their_words_the_same(index, tmp_path, capfd):
     source = tmp_path / "in.tsv"
     header, *rows = (Path(DATA) / "snips" / "train.tsv").read_text(encoding="utf-8").splitlines()
     rows = [f"{number}\t{row}" for number, row in enumerate(rows[::4])]
     source.write_text("\n".join([f"number\t{header}", *rows]) + "\n", encoding="utf-8")
     texts = {}
     for name, epsilon in (("plain", "1e6"), ("private", "12")):
-        done = run_module(
-            "pipelines.privatize_text",
+        done = run_here(
+            capfd,
+            privatize_text,
             f"--input={source}",
             f"--output={tmp_path}/{name}",
             "--text_column=utterance",

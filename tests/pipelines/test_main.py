@@ -30,6 +30,7 @@ from beam_dp.errors import (
     InputError,
     ResourceError,
 )
+from benchmarks.measure import BLAS_VARIABLES
 from pipelines.main import explain, progress, run_main, summary
 from pipelines.options import parse_options
 
@@ -81,7 +82,23 @@ def main():
 """
 _ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
 ONE_PROCESS = ["--engine=local"]
+WORKER_PROCESS = ["--engine=local-parallel", "--direct_num_workers=1"]
 TWO_PROCESSES = ["--engine=local-parallel", "--direct_num_workers=2"]
+
+
+# Each program in a process of its own, of which all but the imports that all share is new.
+_EACH = """
+import os, runpy, sys
+import beam_dp, pipelines.main
+
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        sys.argv = [name, "--nonsense"]
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        sys.exit(0)
+    print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
 @pytest.fixture
@@ -104,16 +121,23 @@ def job(tmp_path: Path) -> Any:
     return start
 
 
-@pytest.mark.parametrize("engine", [ONE_PROCESS, TWO_PROCESSES], ids=["one process", "two processes"])
-@pytest.mark.parametrize(
-    ("act", "status", "last"),
-    [
-        ("none", 0, None),
-        ("ours", 2, "error: column text is missing"),
-        ("foreign", 1, "error: KeyError (unexpected); rerun with --verbose, which may show input data"),
-        ("full", 2, "error: No space left on device"),
-    ],
-)
+ENDS = {
+    "none": (0, None),
+    "ours": (2, "error: column text is missing"),
+    "foreign": (1, "error: KeyError (unexpected); rerun with --verbose, which may show input data"),
+    "full": (2, "error: No space left on device"),
+}
+CASES = [
+    *(pytest.param(ONE_PROCESS, act, *end, id=f"{act}-one process") for act, end in ENDS.items()),
+    pytest.param(TWO_PROCESSES, "foreign", *ENDS["foreign"], id="foreign-two processes"),
+    *(
+        pytest.param(TWO_PROCESSES, act, *ENDS[act], id=f"{act}-two processes", marks=pytest.mark.fault)
+        for act in ("none", "ours", "full")
+    ),
+]
+
+
+@pytest.mark.parametrize(("engine", "act", "status", "last"), CASES)
 def test_a_worker_decides_the_status_and_says_no_data(
     job: Any, engine: list[str], act: str, status: int, last: str | None
 ) -> None:
@@ -127,8 +151,33 @@ def test_a_worker_decides_the_status_and_says_no_data(
         assert err.rstrip("\n").split("\n")[-1].startswith(last)
 
 
+def test_every_program_ends_with_the_status_of_a_refusal_and_one_line() -> None:
+    """As the shell sees it: tests that call ``main`` do not run what stands under ``if __name__``."""
+    programs = [
+        f"{folder}.{path.stem}"
+        for folder in ("pipelines", "templates", "benchmarks")
+        for path in sorted((ROOT / folder).glob("*.py"))
+        # The arguments of benchmarks.peers are a protocol between two processes.
+        if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8") and path.stem != "peers"
+    ]
+    run = subprocess.run(
+        [sys.executable, "-c", _EACH, *programs],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        # So that no benchmark starts anew.
+        env=_ENVIRONMENT | dict.fromkeys(BLAS_VARIABLES, "1"),
+        timeout=120,
+    )
+    assert len(programs) >= 20
+    assert run.stdout.splitlines() == [f"{name} 2" for name in programs]
+    lines = run.stderr.splitlines()
+    assert len(lines) == len(programs) and all(line.startswith("error: ") for line in lines), run.stderr
+
+
 def test_verbose_shows_it_all(job: Any) -> None:
-    process = job("foreign", "--verbose", *TWO_PROCESSES)
+    process = job("foreign", "--verbose", *WORKER_PROCESS)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert SECRET in err
@@ -139,10 +188,13 @@ def test_verbose_shows_it_all(job: Any) -> None:
 @pytest.mark.parametrize(
     ("act", "engine", "number", "ended"),
     [
-        ("wait", ONE_PROCESS, signal.SIGINT, (130, "error: interrupted")),
-        ("stay", ONE_PROCESS, signal.SIGINT, (130, "error: interrupted")),
-        ("stay", TWO_PROCESSES, signal.SIGINT, (130, "error: interrupted")),
-        ("stay", TWO_PROCESSES, signal.SIGTERM, (143, "error: terminated")),
+        pytest.param(act, engine, number, ended, id=name, marks=() if name == "in one process" else pytest.mark.fault)
+        for name, act, engine, number, ended in (
+            ("before the pipeline", "wait", ONE_PROCESS, signal.SIGINT, (130, "error: interrupted")),
+            ("in one process", "stay", ONE_PROCESS, signal.SIGINT, (130, "error: interrupted")),
+            ("in two processes", "stay", TWO_PROCESSES, signal.SIGINT, (130, "error: interrupted")),
+            ("terminated in two processes", "stay", TWO_PROCESSES, signal.SIGTERM, (143, "error: terminated")),
+        )
     ],
 )
 def test_a_signal_to_the_whole_process_group(
@@ -158,6 +210,7 @@ def test_a_signal_to_the_whole_process_group(
     assert SECRET not in err
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("engine", "number", "send", "ended"),
     [
@@ -203,7 +256,7 @@ def test_workers_import_what_a_checkout_holds() -> None:
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.run(
-        [sys.executable, "-c", script, *TWO_PROCESSES],
+        [sys.executable, "-c", script, *WORKER_PROCESS],
         capture_output=True,
         text=True,
         check=False,

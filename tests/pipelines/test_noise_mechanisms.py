@@ -23,10 +23,10 @@ from beam_dp import (
 )
 from beam_dp.accounting.budget import BudgetStore, Limit
 from beam_dp.errors import ArgumentError, BudgetExceededError
-from pipelines import transforms
+from pipelines import privatize_text, transforms
 
 sys.path.insert(0, str(Path(__file__).parent))
-from commands import refusal, run_module
+from commands import refusal, run_here
 
 MECHANISMS = [
     (["--mechanism=mahalanobis", "--epsilon=3"], Mahalanobis(3.0, 0.2)),
@@ -69,10 +69,14 @@ def test_parameters_that_cannot_be_right_are_refused(flags, message):
 @pytest.mark.parametrize(
     "mechanism", [Mahalanobis(1e6), Vickrey(1e6, 0.0), RankCorrectedLaplace(1e6), DensityLaplace(1e6)], ids=repr
 )
-def test_a_pipeline_draws_each_word_and_little_noise_keeps_it(mechanism, search):
+def test_a_pipeline_draws_each_word_and_little_noise_keeps_it(mechanism, search, small_index):
     ledger = Ledger()
     with ledger.pipeline(PipelineOptions(["--runner=FnApiRunner"])) as pipeline:
-        texts = pipeline | beam.Create(["the weather in paris", ""]) | PrivatizeText(mechanism, search=search)
+        texts = (
+            pipeline
+            | beam.Create(["the weather in paris", ""])
+            | PrivatizeText(mechanism, index=str(small_index), search=search)
+        )
 
         def check(rows):
             assert sorted(rows) == ["", "the weather in paris"]
@@ -137,15 +141,15 @@ def test_a_budget_of_words_is_for_one_metric(tmp_path):
     assert not store.account("other").runs
 
 
-def test_command_line_publishes_a_ledger_that_names_the_metric(tmp_path):
+def test_command_line_publishes_a_ledger_that_names_the_metric(tmp_path, capfd):
     (tmp_path / "in.txt").write_text("the weather in paris\n")
     common = (f"--input={tmp_path}/in.txt", "--mechanism=mahalanobis", "--epsilon=1e6")
-    done = run_module("pipelines.privatize_text", *common, f"--output={tmp_path}/out", "--covariance_weight=0.9")
+    done = run_here(capfd, privatize_text, *common, f"--output={tmp_path}/out", "--covariance_weight=0.9")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out-00000-of-00001.txt").read_text() == "the weather in paris\n"
     (entry,) = json.loads((tmp_path / "out.manifest.json").read_text())["ledger"]["entries"]
     assert entry["metric"] == "mahalanobis(lambda=0.9)"
     assert entry["mechanism"] == "Mahalanobis(epsilon=1000000.0, covariance_weight=0.9)"
     assert entry["guarantee"].endswith("(proved) per word and unit of mahalanobis(lambda=0.9) distance")
-    bad = run_module("pipelines.privatize_text", *common, f"--output={tmp_path}/no", "--covariance_weight=1")
+    bad = run_here(capfd, privatize_text, *common, f"--output={tmp_path}/no", "--covariance_weight=1")
     assert "covariance_weight must be a number from 0 to 0.99, not 1" in refusal(bad)

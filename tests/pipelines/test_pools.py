@@ -75,6 +75,7 @@ def test_a_pool_that_starts_workers_is_left_without_one(pool: tuple[psutil.Proce
     assert not process.children(recursive=True)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("pool", ["exit 1", "sleep 600"], indirect=True, ids=["ends", "waits"])
 def test_a_pool_whose_workers_do_not_connect(pool: tuple[psutil.Process, int], monkeypatch: pytest.MonkeyPatch) -> None:
     process, port = pool

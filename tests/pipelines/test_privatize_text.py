@@ -7,16 +7,17 @@ import os
 import resource
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from beam_dp.embeddings import build_index, open_index, resolve_index
+from beam_dp.embeddings import open_index, resolve_index
+from pipelines import privatize_text
 
 sys.path.insert(0, str(Path(__file__).parent))
-from commands import ROOT, refusal, run_module
+from commands import ROOT, refusal, run_here, run_module
 from table_files import CANARY, holds_canary, leftovers, write_table
 
 # So little noise that every known word stays itself: rows can be told apart and their order checked.
@@ -25,8 +26,15 @@ TEXTS = ["Play some jazz, PLEASE!", f"call {CANARY} at noon", "", "the weather i
 EXPECTED = ["play some jazz please", "call at noon", "", "the weather in paris"]
 
 
-def privatize(*arguments, **options):
+def privatize_apart(*arguments, **options):
+    """In a process of its own."""
     return run_module("pipelines.privatize_text", *arguments, **options)
+
+
+@pytest.fixture
+def privatize(capfd):
+    """In this process."""
+    return partial(run_here, capfd, privatize_text)
 
 
 def write_input(folder: Path, format: str, texts=TEXTS) -> Path:
@@ -60,11 +68,13 @@ def read_output(prefix: Path, format: str):
 
 
 @pytest.mark.parametrize("format", ["text", "jsonl", "csv", "tsv", "parquet"])
-def test_every_format_comes_out_as_it_came_in_without_what_was_not_asked_for(tmp_path, format):
+def test_every_format_comes_out_as_it_came_in_without_what_was_not_asked_for(tmp_path, format, privatize):
     source = write_input(tmp_path, format)
     keep = () if format == "text" else ("--keep_columns=id",)
     ledger = tmp_path / "ledger.json"
-    done = privatize(f"--input={source}", f"--output={tmp_path}/out", FAITHFUL, f"--ledger={ledger}", *keep)
+    # What a process says at its end does not depend on the format.
+    run = privatize_apart if format == "jsonl" else privatize
+    done = run(f"--input={source}", f"--output={tmp_path}/out", FAITHFUL, f"--ledger={ledger}", *keep)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     rows = read_output(tmp_path / "out", format)
@@ -76,7 +86,7 @@ def test_every_format_comes_out_as_it_came_in_without_what_was_not_asked_for(tmp
     assert json.loads(ledger.read_text()) == json.loads((tmp_path / "out.manifest.json").read_text())["ledger"]
 
 
-def test_ledger_and_summary_say_what_it_cost(tmp_path):
+def test_ledger_and_summary_say_what_it_cost(tmp_path, privatize):
     source = write_input(tmp_path, "text")
     done = privatize(
         f"--input={source}", f"--output={tmp_path}/out", "--epsilon=12", "--max_words=10", f"--ledger={tmp_path}/l"
@@ -102,7 +112,7 @@ def test_several_files_in_the_order_of_their_paths_with_two_processes(tmp_path):
     for name, lines in zip("abcd", texts, strict=True):
         with gzip.open(tmp_path / f"in.{name}.txt.gz", "wt") as stream:
             stream.write("".join(f"{line}\n" for line in lines))
-    done = privatize(
+    done = privatize_apart(
         f"--input={tmp_path}/in.*.txt.gz",
         f"--output={tmp_path}/out",
         FAITHFUL,
@@ -115,7 +125,7 @@ def test_several_files_in_the_order_of_their_paths_with_two_processes(tmp_path):
 
 def test_portable_runner_runs_it_unchanged(tmp_path):
     source = write_input(tmp_path, "jsonl")
-    done = privatize(
+    done = privatize_apart(
         f"--input={source}",
         f"--output={tmp_path}/out",
         FAITHFUL,
@@ -128,11 +138,12 @@ def test_portable_runner_runs_it_unchanged(tmp_path):
     assert [text for _, text in read_output(tmp_path / "out", "jsonl")] == EXPECTED
 
 
-def test_truncated_gumbel_and_its_parameters(tmp_path):
+def test_truncated_gumbel_and_its_parameters(tmp_path, small_index, privatize):
     source = write_input(tmp_path, "text")
     common = (f"--input={source}", "--mechanism=truncated_gumbel")
-    assert privatize(*common, f"--output={tmp_path}/out", "--scale=3", "--neighbours=8").returncode == 0
-    vocabulary = set(open_index(resolve_index()).words.to_pylist())
+    flags = ("--scale=3", "--neighbours=8", f"--index={small_index}")
+    assert privatize(*common, f"--output={tmp_path}/out", *flags).returncode == 0
+    vocabulary = set(open_index(resolve_index(str(small_index))).words.to_pylist())
     texts = [text for _, text in read_output(tmp_path / "out", "text")]
     assert [len(t.split()) for t in texts] == [4, 3, 0, 4] and {w for t in texts for w in t.split()} <= vocabulary
     ledger = json.loads((tmp_path / "out.manifest.json").read_text())["ledger"]
@@ -155,21 +166,22 @@ def test_truncated_gumbel_and_its_parameters(tmp_path):
         ("x", "float"),
     ],
 )
-def test_bad_epsilon(tmp_path, epsilon, kind):
+def test_bad_epsilon(tmp_path, epsilon, kind, privatize):
     source = write_input(tmp_path, "text")
     line = refusal(privatize(f"--input={source}", f"--output={tmp_path}/out", f"--epsilon={epsilon}"))
     assert "epsilon" in line and kind in line
     assert leftovers(tmp_path) == []
 
 
-def test_missing_epsilon_input_and_output(tmp_path):
+def test_missing_epsilon_input_and_output(tmp_path, privatize):
     source = write_input(tmp_path, "text")
     assert "--epsilon" in refusal(privatize(f"--input={source}", f"--output={tmp_path}/out"))
     assert "--input" in refusal(privatize(f"--output={tmp_path}/out", FAITHFUL))
     assert "--output" in refusal(privatize(f"--input={source}", FAITHFUL))
+    assert leftovers(tmp_path) == []
 
 
-def test_missing_column_names_those_there_are(tmp_path):
+def test_missing_column_names_those_there_are(tmp_path, privatize):
     for format in ("jsonl", "csv", "parquet"):
         source = write_input(tmp_path, format)
         line = refusal(privatize(f"--input={source}", f"--output={tmp_path}/out", FAITHFUL, "--text_column=body"))
@@ -177,17 +189,17 @@ def test_missing_column_names_those_there_are(tmp_path):
     assert leftovers(tmp_path) == []
 
 
-def test_glob_that_matches_nothing(tmp_path):
+def test_glob_that_matches_nothing(tmp_path, privatize):
     line = refusal(privatize(f"--input={tmp_path}/none*.txt", f"--output={tmp_path}/out", FAITHFUL))
     assert "none*.txt" in line
 
 
 def test_unknown_flag_names_the_nearest(tmp_path):
-    line = refusal(privatize(f"--input={tmp_path}/x", f"--output={tmp_path}/out", "--epsilom=1"))
+    line = refusal(privatize_apart(f"--input={tmp_path}/x", f"--output={tmp_path}/out", "--epsilom=1"))
     assert "--epsilom" in line and "--epsilon" in line
 
 
-def test_existing_output_is_kept_without_overwrite_and_wholly_replaced_with_it(tmp_path):
+def test_existing_output_is_kept_without_overwrite_and_wholly_replaced_with_it(tmp_path, privatize):
     source = write_input(tmp_path, "text")
     arguments = (f"--input={source}", f"--output={tmp_path}/out", FAITHFUL)
     stale = tmp_path / "out-00007-of-00009.txt"
@@ -198,7 +210,7 @@ def test_existing_output_is_kept_without_overwrite_and_wholly_replaced_with_it(t
     assert leftovers(tmp_path) == ["out-00000-of-00001.txt", "out.manifest.json"]
 
 
-def test_an_input_that_looks_like_the_output_survives_overwrite(tmp_path):
+def test_an_input_that_looks_like_the_output_survives_overwrite(tmp_path, privatize):
     source = tmp_path / "in-00000-of-00001.txt"
     source.write_text("the only copy\n")
     done = privatize(f"--input={source}", f"--output={tmp_path}/in", FAITHFUL, "--overwrite")
@@ -209,7 +221,7 @@ def test_an_input_that_looks_like_the_output_survives_overwrite(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
-def test_truncated_parquet(tmp_path):
+def test_truncated_parquet(tmp_path, privatize):
     good = write_input(tmp_path, "parquet", TEXTS * 1000)
     good.rename(tmp_path / "in.a.parquet")
     data = (tmp_path / "in.a.parquet").read_bytes()
@@ -221,10 +233,10 @@ def test_truncated_parquet(tmp_path):
     assert CANARY not in done.stderr
 
 
-def test_rejected_rows_fail_the_run_or_are_listed_without_content(tmp_path):
+def test_rejected_rows_fail_the_run_or_are_listed_without_content(tmp_path, privatize):
     source = tmp_path / "in.jsonl"
     source.write_text("\n".join(['{"text": "one"}', '{"text": "' + CANARY + '"', '{"text": 5}', '{"text": "two"}']))
-    done = privatize(f"--input={source}", f"--output={tmp_path}/out", FAITHFUL)
+    done = privatize_apart(f"--input={source}", f"--output={tmp_path}/out", FAITHFUL)
     assert "malformed_json: 1" in refusal(done) and "not_text: 1" in refusal(done) and CANARY not in done.stderr
     assert leftovers(tmp_path) == []
     assert privatize(f"--input={source}", f"--output={tmp_path}/out", FAITHFUL, "--max_rejects=2").returncode == 0
@@ -237,29 +249,20 @@ def test_rejected_rows_fail_the_run_or_are_listed_without_content(tmp_path):
     assert holds_canary(tmp_path) == []
 
 
-def test_file_system_that_refuses_to_write_leaves_nothing_published(tmp_path):
+def test_file_system_that_refuses_to_write_leaves_nothing_published(tmp_path, small_index):
     """A limit on the size of files is a full disk that needs no privileges."""
     source = write_input(tmp_path, "text", ["the weather in paris"] * 20_000)
-    done = privatize(
+    done = privatize_apart(
         f"--input={source}",
         f"--output={tmp_path}/out",
         "--mechanism=truncated_gumbel",
         "--scale=1",
         "--neighbours=2",
+        f"--index={small_index}",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18)),
     )
     assert "file too large" in refusal(done)
     assert leftovers(tmp_path) == []
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("indexes")
-    default = open_index(resolve_index())
-    np.save(folder / "v.npy", default.vectors[:200])
-    (folder / "v.txt").write_text("".join(f"{word}\n" for word in default.words[:200].to_pylist()))
-    build_index(str(folder / "v.npy"), str(folder / "good"), words=str(folder / "v.txt"), trees=2, progress=False)
-    return folder / "good"
 
 
 def flip(path: Path):
@@ -287,9 +290,9 @@ def edit_manifest(**changes):
         (lambda folder: (folder / "manifest.json").unlink(), "no index at"),
     ],
 )
-def test_damaged_index(tmp_path, index, damage, message):
+def test_damaged_index(tmp_path, small_index, damage, message, privatize):
     folder = tmp_path / "in.index"
-    shutil.copytree(index, folder)
+    shutil.copytree(small_index, folder)
     damage(folder)
     source = write_input(tmp_path, "text")
     line = refusal(privatize(f"--input={source}", f"--output={tmp_path}/out", FAITHFUL, f"--index={folder}"))
@@ -297,23 +300,27 @@ def test_damaged_index(tmp_path, index, damage, message):
     assert leftovers(tmp_path) == []
 
 
-def test_index_of_this_machine_on_a_remote_engine_is_refused(tmp_path, index):
+def test_index_of_this_machine_on_a_remote_engine_is_refused(small_index, privatize):
     line = refusal(
         privatize(
-            "--input=gs://bucket/x.txt", "--output=gs://bucket/out", FAITHFUL, f"--index={index}", "--engine=dataflow"
+            "--input=gs://bucket/x.txt",
+            "--output=gs://bucket/out",
+            FAITHFUL,
+            f"--index={small_index}",
+            "--engine=dataflow",
         )
     )
     assert "--index" in line
 
 
-def test_dry_run_shows_the_ledger_and_writes_nothing(tmp_path):
+def test_dry_run_shows_the_ledger_and_writes_nothing(tmp_path, privatize):
     source = write_input(tmp_path, "text")
     done = privatize(f"--input={source}", f"--output={tmp_path}/out", "--epsilon=12", "--dry_run")
     assert done.returncode == 0 and "epsilon 12" in done.stdout and "dry run" in done.stdout
     assert leftovers(tmp_path) == []
 
 
-def test_help_lists_the_options():
+def test_help_lists_the_options(privatize):
     done = privatize("--help")
     assert done.returncode == 0 and "--mechanism" in done.stdout and "--max_rejects" in done.stdout
 

@@ -15,7 +15,7 @@ from pipelines import train_poincare
 from pipelines.main import run_main
 
 sys.path.insert(0, str(Path(__file__).parent))
-from commands import refusal, run_module
+from commands import refusal, run_here, run_module
 
 TREE = {f"w{i}": f"w{(i - 1) // 3}" for i in range(1, 40)}
 
@@ -191,14 +191,14 @@ def test_the_same_hierarchy_gives_the_same_vectors_and_an_output_is_not_replaced
     assert sorted(path.name for path in tmp_path.iterdir()) == ["edges.tsv", "v.bin"]
 
 
-def test_runs_as_a_program(tmp_path):
+def test_runs_as_a_program(tmp_path, capfd):
     pytest.importorskip("gensim", reason="trains")
     source = written(tmp_path / "data.noun", WORDNET)
     flags = (f"--wordnet={source}", f"--output={tmp_path}/v.bin", "--epochs=1", "--negative=2")
     done = run_module("pipelines.train_poincare", *flags)
     assert done.returncode == 0, done.stderr
     assert "38 pairs of 16 words trained" in done.stdout
-    assert "exists: give another file" in refusal(run_module("pipelines.train_poincare", *flags))
+    assert "exists: give another file" in refusal(run_here(capfd, train_poincare, *flags))
 
 
 def test_train_refuses_without_the_extra(monkeypatch):

@@ -75,12 +75,14 @@ def _run(folder: Path, act: str, late: str | None = None) -> tuple[int, str]:
     return run.returncode, run.stderr.rstrip("\n").split("\n")[-1]
 
 
+@pytest.mark.fault
 def test_a_worker_that_dies_ends_the_run(tmp_path: Path) -> None:
     status, last = _run(tmp_path, "die")
     assert status == 2
     assert last.startswith("error: a worker process died")
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("late", ["worker_0", "worker_1"])
 def test_a_run_that_fails_before_a_worker_connects_ends(tmp_path: Path, late: str) -> None:
     assert _run(tmp_path, "fail", late) == (2, "error: column text is missing")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import apache_beam as beam
 import pytest
 import yaml
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.yaml import main as yaml_main
 from apache_beam.yaml.yaml_provider import InlineProvider, load_providers
 from apache_beam.yaml.yaml_transform import expand_pipeline
 
@@ -25,11 +28,16 @@ PROVIDERS = FOLDER / "providers.yaml"
 CANARY = "canary-7f3a"
 
 
+def flags_of(name: str, variables: dict[str, str]) -> list[str]:
+    """What Beam's program for YAML is told to run an example."""
+    where = [f"--yaml_pipeline_file={FOLDER / name}.yaml", "--runner=FnApiRunner"]
+    return [*where, f"--jinja_variables={json.dumps(variables)}"]
+
+
 def run_example(name: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """``python -m apache_beam.yaml.main`` on an example, from another folder than the checkout."""
-    command = [sys.executable, "-m", "apache_beam.yaml.main", f"--yaml_pipeline_file={FOLDER / name}.yaml"]
     return subprocess.run(
-        [*command, "--runner=FnApiRunner", f"--jinja_variables={json.dumps(variables)}"],
+        [sys.executable, "-m", "apache_beam.yaml.main", *flags_of(name, variables)],
         cwd=FOLDER,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
         text=True,
@@ -37,6 +45,13 @@ def run_example(name: str, **variables: str) -> subprocess.CompletedProcess[str]
         timeout=280,
         check=False,
     )
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """What `run_example` does, in this process."""
+    monkeypatch.chdir(FOLDER)
+    return lambda name, **variables: yaml_main.run(flags_of(name, variables))
 
 
 def rows_of(prefix: Path) -> list[dict[str, Any]]:
@@ -55,7 +70,7 @@ def store(tmp_path: Path) -> BudgetStore:
     return store
 
 
-def test_texts_are_charged_once(tmp_path: Path, store: BudgetStore) -> None:
+def test_texts_are_charged_once(tmp_path: Path, store: BudgetStore, run_here: Callable[..., None]) -> None:
     tickets = [{"id": n, "body": "where is my order", "name": CANARY} for n in range(20)]
     source = tmp_path / "tickets.jsonl"
     source.write_text("".join(json.dumps(ticket) + "\n" for ticket in tickets))
@@ -73,20 +88,17 @@ def test_texts_are_charged_once(tmp_path: Path, store: BudgetStore) -> None:
     assert [record.kind for record in store.history("tickets")[2:]] == ["reserve", "start", "commit"]
     assert list(store.account("tickets").runs) == ["week-7.Privatize"]
 
-    again = run_example("privatize_text", output=str(tmp_path / "second"), **names)
-    assert again.returncode != 0
-    assert (
-        'transform "Privatize" at line 10: run week-7.Privatize of PrivatizeText is committed already' in again.stderr
-    )
+    again = r'transform "Privatize" at line 10: run week-7\.Privatize of PrivatizeText is committed already'
+    with pytest.raises(ValueError, match=again):
+        run_here("privatize_text", output=str(tmp_path / "second"), **names)
     assert not list(tmp_path.glob("second*"))
     assert len(store.history("tickets")) == 5
 
 
-def test_groups_of_a_table(tmp_path: Path) -> None:
+def test_groups_of_a_table(tmp_path: Path, run_here: Callable[..., None]) -> None:
     source = tmp_path / "events.csv"
     source.write_text("user,item,amount\n" + "".join(f"{n},{'tea' if n % 2 else 'jam'},{n % 90}\n" for n in range(900)))
-    done = run_example("aggregate", input=str(source), output=str(tmp_path / "items"))
-    assert done.returncode == 0, done.stderr
+    run_here("aggregate", input=str(source), output=str(tmp_path / "items"))
     groups = {row["item"]: row for row in rows_of(tmp_path / "items")}
     assert set(groups) == {"jam", "tea"}
     names = [
@@ -97,12 +109,21 @@ def test_groups_of_a_table(tmp_path: Path) -> None:
     assert all(abs(row["count"] - 450) < 700 and row["count_noise_stddev"] < 50 for row in groups.values())
 
 
-def test_answers(tmp_path: Path) -> None:
+def test_answers(
+    tmp_path: Path,
+    run_here: Callable[..., None],
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # As the program sets it.
+    caplog.set_level(logging.INFO)
     source = tmp_path / "answers.csv"
     source.write_text("user,smokes\n" + "".join(f"{n},{CANARY}\n" for n in range(200)))
-    done = run_example("randomized_response", input=str(source), output=str(tmp_path / "answers"))
-    assert done.returncode == 0, done.stderr
-    assert CANARY not in done.stdout + done.stderr
+    run_here("randomized_response", input=str(source), output=str(tmp_path / "answers"))
+    said = "".join(capfd.readouterr())
+    assert "Running pipeline" in said
+    assert "RandomizedResponse" in caplog.text
+    assert CANARY not in said + caplog.text
     (shard,) = tmp_path.glob("answers-*-of-*")
     name, *answers = shard.read_text().split()
     assert name == "smokes"
