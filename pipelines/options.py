@@ -44,7 +44,7 @@ _DRY_RUN_HELP = (
     "check the arguments and show what the run would spend and, of a --budget_store, would leave, or why it would be "
     "refused (exit status 3); charge nothing, read and write no data (default: run)"
 )
-_REQUIRED = "the following arguments are required: "
+_REQUIRED = "the following arguments are required: --"
 _USAGE = "%(prog)s [--flag=value ...]"
 _RUNNER_HINT = (
     "Every option of Beam and of the chosen runner is accepted too, e.g. --runner, --direct_num_workers, "
@@ -199,7 +199,7 @@ class StrictParser(ArgumentParser):
         """Raises ArgumentError with argparse's message, the flag in front."""
         missing = message.removeprefix(_REQUIRED)
         if missing != message:
-            flag = missing.split(", ")[0]
+            flag = f"--{missing.split(', ')[0]}"
             raise ArgumentError(f"{flag} is required: write {flag}=VALUE")
         raise ArgumentError(message.removeprefix("argument "))
 
