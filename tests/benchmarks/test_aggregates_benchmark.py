@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from beam_dp.errors import ArgumentError, BeamDpError
+from benchmarks import aggregates
 from benchmarks.accuracy import (
     FIGURES,
     MAX_PARTITIONS,
@@ -25,11 +26,10 @@ from benchmarks.accuracy import (
     rmse_ratio,
     squared_errors,
 )
-from benchmarks.aggregates import declare, measure_cost, measure_noise
+from benchmarks.aggregates import measure_noise
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.measure import BLAS_VARIABLES, Report, alternate, machine, peak_resident_memory
 from benchmarks.tables import PurchaseTable, prepared
-from pipelines.options import parse_flags
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -187,12 +187,6 @@ def test_larger_tables_are_measured_in_processes_of_their_own() -> None:
     assert row["rows_per_cpu_second"] == pytest.approx(20_000 / row["cpu_seconds"])
 
 
-def test_a_contender_that_is_none_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="--only"):
-        measure_cost(Report(machine(None), "-"), parse_flags(["--only=nobody"], declare, description=""))
-
-
-def test_a_wrong_choice_is_status_2() -> None:
-    done = run("--sizes=many", "--scale")
-    assert done.returncode == 2
-    assert "--sizes" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(("flags", "named"), [(["--only=nobody"], "--only"), (["--sizes=many", "--scale"], "--sizes")])
+def test_a_wrong_choice_is_status_2(flags: list[str], named: str, refused: Callable[..., str]) -> None:
+    assert named in refused(aggregates.main, flags)

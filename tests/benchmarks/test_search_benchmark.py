@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from beam_dp.embeddings import BuildReport, build_index
-from beam_dp.errors import ArgumentError
-from benchmarks.search import declare, vocabularies
-from pipelines.options import parse_flags
+from benchmarks import search
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,13 +50,6 @@ def test_cut_whole_and_grown(small: BuildReport, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", ["10", "many", "2000,x"])
-def test_sizes_are_checked(sizes: str) -> None:
-    flags = parse_flags([f"--sizes={sizes}", "--only=embedded"], declare, description="")
-    with pytest.raises(ArgumentError, match=r"^--sizes must be whole numbers of at least 1000"):
-        next(vocabularies(flags))
-
-
-def test_a_wrong_size_is_status_2() -> None:
-    done = run("--sizes=10", "--only=embedded")
-    assert done.returncode == 2
-    assert "--sizes must be whole numbers of at least 1000" in done.stderr.splitlines()[-1]
+def test_sizes_are_checked(sizes: str, refused: Callable[..., str]) -> None:
+    line = refused(search.main, [f"--sizes={sizes}", "--only=embedded"])
+    assert "--sizes must be whole numbers of at least 1000" in line

@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from beam_dp.errors import ArgumentError
-from benchmarks.sizes import sizes_in
+from benchmarks import sizes
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,12 +45,5 @@ def test_each_size_and_the_lines_on_paper(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", ["0,5", "many", "2000,1000", "5,5", ""])
-def test_sizes_that_are_none(words: str) -> None:
-    with pytest.raises(ArgumentError, match=r"^--words must be ascending numbers of words"):
-        sizes_in(words)
-
-
-def test_sizes_that_are_none_end_the_command() -> None:
-    done = run("--words=5,5")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --words must be ascending")
+def test_sizes_that_are_none(words: str, refused: Callable[..., str]) -> None:
+    assert refused(sizes.main, [f"--words={words}"]).startswith("error: --words must be ascending numbers of words")

@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from budgets import launch, ledger_that_costs, let_time_pass
-from commands import ROOT, refusal, run_module
+from commands import ROOT, run_module
 
 from beam_dp import resolve_index
 from beam_dp.accounting.budget import BudgetStore, Limit
@@ -72,16 +72,18 @@ def ask(capfd: pytest.CaptureFixture[str], url: str) -> Ask:
     return Ask(capfd, url)
 
 
-def test_as_a_process_of_its_own(tmp_path: Path, url: str) -> None:
-    def beam_dp(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return run_module("pipelines.accountant", *arguments, f"--budget_store={url}")
-
-    made = beam_dp("budget", "create", "reviews", "--epsilon=4", "--delta=1e-5", "--format=json")
+def test_as_a_process_of_its_own(url: str) -> None:
+    flags = ("--epsilon=4", "--delta=1e-5", f"--budget_store={url}", "--format=json")
+    made = run_module("pipelines.accountant", "budget", "create", "reviews", *flags)
     assert (made.returncode, made.stderr) == (0, "")
     (dataset,) = json.loads(made.stdout)["datasets"]
     assert dataset["limits"][0]["left"] == {"epsilon": 4.0, "delta": 1e-5}
-    launch(url, "reviews", "r", 1.0)
-    assert "committed" in refusal(beam_dp("budget", "void", "reviews", "--run_id=r"), status=3)
+
+
+def test_what_was_committed_is_not_given_back(ask: Ask, store: BudgetStore) -> None:
+    launch(store.url, "reviews", "r", 1.0)
+    assert "committed" in ask("void", "reviews", "--run_id=r", status=3)
+    assert "no data set views" in ask("show", "views", status=2)
 
 
 def test_the_script_is_this_program() -> None:

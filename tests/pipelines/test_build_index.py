@@ -138,7 +138,7 @@ def test_a_ragged_line_is_named_and_nothing_is_left(
     assert [path.name for path in tmp_path.iterdir()] == ["v.txt"]
 
 
-def test_progress_is_shown_on_a_terminal(tmp_path: Path, source: Path) -> None:
+def test_as_a_program_it_shows_progress_on_a_terminal(tmp_path: Path, source: Path) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     command = [sys.executable, "-m", "pipelines.build_index", f"--vectors={source}", f"--output={tmp_path / 'index'}"]
@@ -148,18 +148,10 @@ def test_progress_is_shown_on_a_terminal(tmp_path: Path, source: Path) -> None:
         with contextlib.suppress(OSError):  # the end of a terminal is an error
             while part := os.read(ours, 4096):
                 shown += part
-        assert process.wait() == 0
+        said, _ = process.communicate()
     os.close(ours)
+    assert process.returncode == 0
+    assert b"published" in said
+    assert resolve_index(str(tmp_path / "index")).uri == str(tmp_path / "index")
     assert b"words: 30 words" in shown
     assert b"distances: 100%" in shown
-
-
-def test_runs_as_a_program(tmp_path: Path, source: Path) -> None:
-    output = tmp_path / "index"
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.build_index", f"--vectors={source}", f"--output={output}", "--trees=1"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0
-    assert "published" in done.stdout
-    assert resolve_index(str(output)).uri == str(output)

@@ -195,9 +195,9 @@ def test_what_cannot_be_certified_ends_with_2_and_one_line(tmp_path, index, capf
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_index_is_named_as_a_program(tmp_path):
+def test_a_missing_index_is_named(tmp_path, capfd):
     flags = ("--index=no/such", "--mechanism=exponential", "--epsilon=3", f"--output={tmp_path / 'c.json'}")
-    assert "no index at" in refusal(run_module("pipelines.certify", *flags))
+    assert "no index at" in refusal(run_here(capfd, command, *flags))
 
 
 def test_the_choices_are_the_mechanisms_that_have_a_finite_law(plain_space):
