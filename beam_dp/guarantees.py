@@ -30,9 +30,9 @@ class Guarantee:
     Attributes:
         epsilon: finite and above 0, or None where no finite guarantee is claimed.
         delta: in [0, 1).
-        basis: ``proved`` (in the docstring of the mechanism), ``computed`` (from its exact output law, whose digest the
-            ledger then names as ``law_digest``: a certificate of `beam_dp.audit` names the same), or ``none`` where
-            epsilon is None.
+        basis: ``proved`` (in the docstring of the mechanism), ``computed`` (from its exact law, whose digest the ledger
+            then names as ``law_digest``; where the law is finite, a certificate of `beam_dp.audit` names it too), or
+            ``none`` where epsilon is None.
         reason: why epsilon is None; else None.
     """
 

@@ -135,9 +135,9 @@ class OnPoincare:
     example: Point
     words: tuple[str, ...]
 
-    def nearest(self, target: float) -> Point:
-        """What comes nearest to a ``target`` that is not met."""
-        return _nearest(self.curve, target)
+    def nearest(self, place: int) -> Point:
+        """What comes nearest to the target at ``place``, which is not met."""
+        return _nearest(self.curve, TARGETS[place])
 
 
 def _nearest(curve: tuple[Point, ...], target: float) -> Point:

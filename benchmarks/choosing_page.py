@@ -47,7 +47,6 @@ _POINCARE_HEADINGS = (
     "words/CPU-s",
 )
 _MIDDLE = 1
-_SHARES = (0.1, 0.5, 0.9)
 
 
 def page(
@@ -123,7 +122,7 @@ def _poincare_table(hierarchies: Sequence[Hierarchy]) -> str:
         median = one.index.manifest.distances.median_neighbour
         for law in one.measured:
             near, rate = law.example.parameter * median, float(f"{law.words_per_second:.2g}")
-            cells = [_reached(law, place) for place in range(len(_SHARES))]
+            cells = [_reached(law, place) for place in range(len(law.targets))]
             lines.append(_row([_short(one), f"`{law.name}`", *cells, f"{near:.3g}", number(rate)]))
     return "\n".join(lines)
 
@@ -133,7 +132,7 @@ def _reached(law: OnPoincare, place: int) -> str:
     point = law.targets[place]
     if point is not None:
         return f"**ε {point.parameter:.4g}**: {point.kept:.2f}, {point.found.distinct.mean():.0f}"
-    end = law.nearest(_SHARES[place])
+    end = law.nearest(place)
     return f"not met: {end.kept:.3f} at ε {end.parameter:.4g}"
 
 

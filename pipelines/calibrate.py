@@ -31,7 +31,7 @@ from beam_dp.io.publish import require_writable
 from beam_dp.mechanisms.base import WordIds, WordMechanism
 from pipelines.accountant import write_bytes
 from pipelines.main import progress, run_main, summary
-from pipelines.options import names_in, parse_flags
+from pipelines.options import declare_index, names_in, parse_flags
 
 _SUFFIXES = (".txt", ".png", ".html")
 
@@ -48,7 +48,7 @@ def declare(parser: ArgumentParser) -> None:
         help="which words to draw: so many, from the most to the least frequent, or these (default: 200)",
     )
     parser.add_argument("--runs", type=int, default=100, metavar="N", help="draws of each word (default: 100)")
-    parser.add_argument("--index", metavar="DIR_OR_URI", help="embedding index (default: the one inside the package)")
+    declare_index(parser)
     parser.add_argument(
         "--target",
         type=float,

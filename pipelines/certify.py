@@ -39,11 +39,12 @@ from pipelines.options import (
     EpsilonOptions,
     RunOptions,
     declare_engine,
+    declare_index,
     parse_options,
     require_flags,
     require_remote_paths,
 )
-from pipelines.privatize_text import MECHANISM_PARAMETERS, MechanismOptions, make_mechanism
+from pipelines.privatize_text import MECHANISM_PARAMETERS, MechanismOptions, declare_gamma, make_mechanism
 from pipelines.run import ended
 
 CERTIFIABLE = (
@@ -85,20 +86,13 @@ class CertifyMechanismOptions(MechanismOptions):
         parser.add_argument(
             "--neighbours", type=int, help="truncated_gumbel, knn_truncated: candidates of a word (default: 40)"
         )
-        parser.add_argument(
-            "--gamma",
-            type=float,
-            help="truncated_exponential: distance beyond which words share a bucket (default: one word in 1,000 comes "
-            "from there)",
-        )
+        declare_gamma(parser)
         parser.add_argument(
             "--bandwidth",
             type=float,
             help="density_prior: bandwidth of the kernel density (default: the median neighbour distance)",
         )
-        parser.add_argument(
-            "--index", metavar="DIR_OR_URI", help="embedding index (default: the one inside the package)"
-        )
+        declare_index(parser)
 
 
 class CertifyRunOptions(RunOptions):

@@ -81,6 +81,11 @@ def declare_engine(parser: ArgumentParser, engines: Sequence[str] = ENGINES) -> 
     )
 
 
+def declare_index(parser: ArgumentParser) -> None:
+    """The flag that names the embedding index."""
+    parser.add_argument("--index", metavar="DIR_OR_URI", help="embedding index (default: the one inside the package)")
+
+
 def declare_launch(
     parser: ArgumentParser, *, ledger: str, replaced: str, named: str, engines: Sequence[str] = ENGINES
 ) -> None:

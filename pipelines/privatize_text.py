@@ -25,6 +25,7 @@ from pipelines.options import (
     EpsilonOptions,
     RunOptions,
     TextInputOptions,
+    declare_index,
     names_in,
     parse_options,
 )
@@ -42,6 +43,16 @@ MECHANISM_PARAMETERS = (
     "bandwidth",
     "prefer_general",
 )
+
+
+def declare_gamma(parser: ArgumentParser) -> None:
+    """The flag of a parameter that means the same wherever there is one."""
+    parser.add_argument(
+        "--gamma",
+        type=float,
+        help="truncated_exponential: distance beyond which words share a bucket (default: one word in 1,000 comes from "
+        "there)",
+    )
 
 
 class MechanismOptions(PipelineOptions):
@@ -83,12 +94,7 @@ class MechanismOptions(PipelineOptions):
             help="distance_truncated_laplace: R, a distance: no noise is longer (default: the least for which delta is "
             "at most 1e-6)",
         )
-        parser.add_argument(
-            "--gamma",
-            type=float,
-            help="truncated_exponential: distance beyond which words share a bucket (default: one word in 1,000 comes "
-            "from there)",
-        )
+        declare_gamma(parser)
         parser.add_argument(
             "--bandwidth",
             type=float,
@@ -101,9 +107,7 @@ class MechanismOptions(PipelineOptions):
             default=None,
             help="hyperbolic_laplace: of the two words nearest to the noisy point prefer the more general one",
         )
-        parser.add_argument(
-            "--index", metavar="DIR_OR_URI", help="embedding index (default: the one inside the package)"
-        )
+        declare_index(parser)
 
 
 class PrivatizeTextOptions(PipelineOptions):
